@@ -1,0 +1,1 @@
+"""The words: flags, tables, messages of the qwench command."""

@@ -1,0 +1,1 @@
+"""The work: every op of qwench, without a word of terminal talk."""

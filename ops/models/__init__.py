@@ -1,0 +1,1 @@
+"""Floor: a name becomes a loaded model."""

@@ -1,0 +1,188 @@
+"""Qwen3, Qwen2 and Llama decoders as text encoders, on packed batches.
+
+Pre-norm decoder with RMSNorm, rotary positions, SwiGLU, grouped-query attention, and per-head
+QK-norm where the config's family has it (Qwen3 technical report, arXiv 2505.09388, section 2).
+Checkpoints come with or without the `model.` prefix (Qwen3-Embedding has none).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .linear import Linear, Maker
+from .packed import Run, attend, positions_of, runs_of
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+PREFIXES = ("model.",)
+UNUSED = ("lm_head.", "score.", "rotary_emb.")
+
+
+def supports(config: dict[str, Any]) -> str | None:
+    """None when this file can run the config, else the reason why not."""
+    if config.get("use_sliding_window") and (config.get("sliding_window") or 0) > 0:
+        return "sliding-window attention"
+    if config.get("hidden_act", "silu") != "silu":
+        return f"hidden_act `{config['hidden_act']}`"
+    if rope_parameters(config).get("rope_type", "default") != "default":
+        return f"rope_type `{rope_parameters(config)['rope_type']}`"
+    return None
+
+
+def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary settings of either spelling: `rope_parameters` (transformers 5) or rope_theta and rope_scaling (4)."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
+    if "type" in rope:
+        rope.setdefault("rope_type", rope.pop("type"))
+    return rope
+
+
+class DecoderEncoder:
+    """A causal decoder read for its hidden states.
+
+    Attributes:
+        hidden_size: width of the hidden states.
+        max_positions: longest sequence, special tokens included.
+        parameters: number of parameters used; matmul_parameters: those that every token is multiplied with.
+    """
+
+    causal = True
+
+    def __init__(
+        self, config: dict[str, Any], weights: Weights, dtype: dtype, device: str = "cpu", linear: Maker = Linear
+    ) -> None:
+        import torch
+
+        self.hidden_size: int = config["hidden_size"]
+        self.heads: int = config["num_attention_heads"]
+        self.kv_heads: int = config.get("num_key_value_heads") or self.heads
+        self.head_dim: int = config.get("head_dim") or self.hidden_size // self.heads
+        self.eps: float = config.get("rms_norm_eps", 1e-6)
+        self.max_positions: int = config["max_position_embeddings"]
+        self.device, self.dtype = device, dtype
+        h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
+        kind = config["model_type"]
+        qk_norm = kind == "qwen3"
+        # Qwen2 has biases on q, k and v alone, whatever its config says.
+        bias = kind == "qwen2" or config.get("attention_bias", False)
+        out_bias = bias and kind != "qwen2"
+
+        def take(name: str, *shape: int) -> Tensor:
+            return weights.take(name, dtype, shape, device)
+
+        self.words = take("embed_tokens.weight", config["vocab_size"], h)
+        self.norm = take("norm.weight", h)
+        self.layers: list[dict[str, Any]] = []
+        sizes = {"q": self.heads * d, "k": self.kv_heads * d, "v": self.kv_heads * d}
+        for i in range(config["num_hidden_layers"]):
+            at, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."
+            qkv_b = torch.cat([take(f"{at}{n}_proj.bias", size) for n, size in sizes.items()]) if bias else None
+            self.layers.append(
+                {
+                    "qkv": linear(
+                        torch.cat([take(f"{at}{n}_proj.weight", size, h) for n, size in sizes.items()]), qkv_b
+                    ),
+                    "q_norm": take(f"{at}q_norm.weight", d) if qk_norm else None,
+                    "k_norm": take(f"{at}k_norm.weight", d) if qk_norm else None,
+                    "out": linear(
+                        take(f"{at}o_proj.weight", h, self.heads * d), take(f"{at}o_proj.bias", h) if out_bias else None
+                    ),
+                    "norm1": take(f"layers.{i}.input_layernorm.weight", h),
+                    "norm2": take(f"layers.{i}.post_attention_layernorm.weight", h),
+                    "gate_up": linear(torch.cat([take(f"{mlp}{n}_proj.weight", ff, h) for n in ("gate", "up")]), None),
+                    "down": linear(take(f"{mlp}down_proj.weight", h, ff), None),
+                }
+            )
+        self.matmul_parameters = sum(w[n].parameters for w in self.layers for n in ("qkv", "out", "gate_up", "down"))
+        self.parameters = self.matmul_parameters + self.words.numel()
+        theta = rope_parameters(config)["rope_theta"]
+        self.inv_freq = theta ** (-torch.arange(0, d, 2, dtype=torch.float32, device=device) / d)
+
+    def hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        """Hidden states after the final norm, of a packed batch: ids (T,) int64 -> (T, hidden_size)."""
+        runs = runs_of(lengths)
+        cos, sin = self._rotary(lengths)
+        x = self._through(self.layers, ids, runs, cos, sin)
+        return self._rms(x, self.norm)
+
+    def last_hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        """`hidden` at the last token of each sequence, (n, hidden_size); the last layer computes no other."""
+        import torch
+
+        runs = runs_of(lengths)
+        cos, sin = self._rotary(lengths)
+        x = self._through(self.layers[:-1], ids, runs, cos, sin)
+        ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        return self._rms(self._last_layer(self.layers[-1], x, runs, cos, sin, ends), self.norm)
+
+    def _through(self, layers: list[dict[str, Any]], ids: Tensor, runs: list[Run], cos: Tensor, sin: Tensor) -> Tensor:
+        from torch.nn import functional as F
+
+        x = F.embedding(ids, self.words)
+        for w in layers:
+            x = self._layer(w, x, runs, cos, sin)
+        return x
+
+    def _rotary(self, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """cos and signed sin, each (T, 1, head_dim) in the model's dtype; sin is negative in the first half."""
+        import torch
+
+        table = torch.arange(max(lengths), device=self.device, dtype=torch.float32)[:, None] * self.inv_freq
+        cos, sin = table.cos(), table.sin()
+        cos = torch.cat((cos, cos), -1).to(self.dtype)
+        sin = torch.cat((-sin, sin), -1).to(self.dtype)
+        at = positions_of(lengths, self.device)
+        return cos[at].unsqueeze(1), sin[at].unsqueeze(1)
+
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        from torch.nn import functional as F
+
+        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+
+    def _qkv(self, w: dict[str, Any], x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = w["qkv"](self._rms(x, w["norm1"])).unflatten(-1, (-1, self.head_dim))
+        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        if w["q_norm"] is not None:
+            q, k = self._rms(q, w["q_norm"]), self._rms(k, w["k_norm"])
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
+        from torch.nn import functional as F
+
+        gate, up = w["gate_up"](self._rms(x, w["norm2"])).chunk(2, dim=-1)
+        return w["down"](F.silu(gate).mul_(up))
+
+    def _layer(self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor) -> Tensor:
+        q, k, v = self._qkv(w, x, cos, sin)
+        x = w["out"](attend(q, k, v, runs, causal=True)).add_(x)
+        return self._mlp(w, x).add_(x)
+
+    def _last_layer(
+        self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, ends: Tensor
+    ) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
+        q, k, v = self._qkv(w, x, cos, sin)
+        q, x = q[ends], x[ends]
+        outs, at = [], 0
+        for run in runs:
+            parts = [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in (k, v)]
+            last = q[at : at + run.count].unsqueeze(2)
+            out = F.scaled_dot_product_attention(last, *parts, enable_gqa=self.heads != self.kv_heads)
+            outs.append(out.reshape(run.count, -1))
+            at += run.count
+        x = w["out"](torch.cat(outs)).add_(x)
+        return self._mlp(w, x).add_(x)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of the half-split kind: x (T, heads, d), cos and signed sin (T, 1, d)."""
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out

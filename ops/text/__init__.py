@@ -1,0 +1,1 @@
+"""Floor: files become batches of tokens."""

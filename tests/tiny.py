@@ -1,0 +1,154 @@
+"""Small checkpoints that tests build themselves, and where the shared reference data is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REFERENCE = Path(os.environ.get("QWENCH_REFERENCE") or Path(__file__).parents[2] / "shared" / "reference")
+
+
+def reference(name: str) -> Path:
+    """A folder of the reference data; the test is skipped where there is none."""
+    path = REFERENCE / name
+    if not path.exists():
+        pytest.skip(f"no reference data at {path} (set QWENCH_REFERENCE)")
+    return path
+
+
+def minilm() -> Path:
+    """The packaged all-MiniLM-L6-v2; the test is skipped where it is not installed."""
+    from qwench.ops.errors import QwenchError
+    from qwench.ops.models.hub import resolve
+
+    try:
+        return resolve("minilm").path
+    except QwenchError as error:
+        pytest.skip(f"{error.message} ({error.hint})")
+
+
+def write_st_files(folder: Path, pooling: str, dim: int, prompts: dict[str, str], max_length: int) -> None:
+    """The sentence-transformers files around a transformer: modules.json, pooling, normalise, prompts."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "2_Normalize").mkdir()
+    modes = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken", "max_tokens": "max"}
+    config = {"word_embedding_dimension": dim, "include_prompt": True}
+    config |= {f"pooling_mode_{old}": new == pooling for old, new in modes.items()}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": max_length, "do_lower_case": False})
+    )
+    (folder / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"})
+    )
+
+
+def qwen3_tokenizer(folder: Path, eos: bool = True) -> None:
+    """The real Qwen3 tokenizer in `folder`, with the post-processor of Qwen3-Embedding when `eos`."""
+    source = reference("qwen3-tokenizer")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, folder / name)
+    # A chat template would make sentence-transformers wrap plain strings in it.
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if eos:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        end = "<|endoftext|>"
+        template = {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end, "type_id": 0}}],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+                {"SpecialToken": {"id": end, "type_id": 0}},
+            ],
+            "special_tokens": {end: {"id": end, "ids": [151643], "tokens": [end]}},
+        }
+        tokenizer["post_processor"] = {"type": "Sequence", "processors": [tokenizer["post_processor"], template]}
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+
+
+def qwen3_embedding(folder: Path, *, eos: bool = True, st_files: bool = True, seed: int = 0) -> Path:
+    """A tiny random checkpoint in the layout of Qwen3-Embedding: flat keys, no head, bare-query prompt."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen3Config, Qwen3Model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=151669,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+    model = Qwen3Model(config)
+    with torch.no_grad():
+        # Larger weights than the default 0.02, so that attention and position really matter.
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.15 if p.dim() > 1 else 1 + 0.1 * torch.randn_like(p))
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    config.architectures = ["Qwen3ForCausalLM"]
+    config.save_pretrained(folder)
+    qwen3_tokenizer(folder, eos)
+    if st_files:
+        query = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+        write_st_files(folder, "lasttoken", 64, {"query": query, "document": ""}, 1024)
+    return folder
+
+
+def tiny_bert(folder: Path, pooling: str = "mean", *, seed: int = 0) -> Path:
+    """A tiny random BERT in sentence-transformers layout, with MiniLM's tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    BertModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copyfile(minilm() / name, folder / name)
+    write_st_files(folder, pooling, 32, {}, 128)
+    return folder
+
+
+def real_texts(count: int, chars: int = 600, start: int = 0) -> list[str]:
+    """Passages of Python's own standard library, of mixed length, the same on one Python version."""
+    import sysconfig
+
+    texts: list[str] = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        source = path.read_text("utf-8", "replace")
+        step = 0
+        while step < len(source):
+            size = 40 + (len(texts) * 7919) % (2 * chars)
+            piece = source[step : step + size].strip()
+            step += size
+            if piece:
+                texts.append(piece)
+    return texts[start : start + count]
