@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -226,7 +227,9 @@ def embed(options: EmbedOptions, stdin: BinaryIO | None = None, nul_list: Binary
         with open_index(options.out, fingerprint, precision=options.precision, rebuild=options.rebuild) as writer:
             feed = session.feed(found, stdin, writer.state)
             yield from _run(session, feed, size, counts, writer)
-            pruned = writer.prune(feed.keys) if options.prune else 0
+            for note in writer.notes:
+                yield Warned("precision", note)
+            pruned = writer.prune(_gone(options, feed, counts)) if options.prune else 0
             yield Started("write", None, "")
             report = writer.finish()
     seconds = time.monotonic() - loaded
@@ -300,6 +303,26 @@ def _run(session: _Session, feed: Feed, size: int, counts: _Counts, writer: Any)
             writer.append([_row(e, v) for e, v in zip(*item, strict=True)])
         else:
             yield item
+
+
+def _gone(options: EmbedOptions, feed: Feed, counts: _Counts) -> Callable[[str, str], bool]:
+    """Whether an indexed document is gone: not met below the given paths, or its file is no longer there.
+
+    What could not be read this time is still there.
+    """
+    roots = [os.path.abspath(p) for p in options.paths]
+    failed = [os.path.abspath(f["path"]) for f in counts.failures]
+
+    def below(path: str, folders: list[str]) -> bool:
+        return any(path == f or path.startswith(f.rstrip("/") + "/") for f in folders)
+
+    def gone(key: str, path: str) -> bool:
+        if key in feed.keys or path == "-":
+            return False
+        full = os.path.abspath(path)
+        return not below(full, failed) and (below(full, roots) or not os.path.lexists(full))
+
+    return gone
 
 
 def _row(entry: Entry, vector: np.ndarray) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Feed:
         documents: documents and warnings, lazily.
         tokenize: the model's tokenizer.
         chunking: how to cut.
-        state: key -> what the index holds (None when it is new); complete documents with the same content are
-            skipped, half-written ones go on after their last chunk.
+        state: (key, content hash) -> what the index holds (None when it is new); complete documents with the
+            same content are skipped, half-written ones go on after their last chunk.
         window_tokens: tokens per window; may be changed while running.
 
     Attributes:
@@ -67,11 +67,11 @@ class Feed:
         documents: Iterable[Document | Warned],
         tokenize: Tokenize,
         chunking: ChunkOptions,
-        state: Callable[[str], Known | None] | None,
+        state: Callable[[str, str], Known | None] | None,
         window_tokens: int,
     ) -> None:
         self._source, self._tokenize, self._chunking = documents, tokenize, chunking
-        self._state = state or (lambda key: None)
+        self._state = state or (lambda key, content_hash: None)
         self.window_tokens = window_tokens
         self.keys: set[str] = set()
         self.documents = self.changed = self.unchanged = 0
@@ -137,7 +137,7 @@ class Feed:
             return
         self.keys.add(key)
         self.documents += 1
-        known = self._state(key)
+        known = self._state(key, document.content_hash)
         if known and known.complete and known.content_hash == document.content_hash:
             self.unchanged += 1
             self._window.bytes += document.size
