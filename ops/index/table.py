@@ -202,7 +202,7 @@ class IndexWriter:
 def connect(folder: Path) -> Any:
     """LanceDB connection to the folder that holds the table folder."""
     # Read when the native library is loaded; its warnings speak to its own developers.
-    os.environ.setdefault("LANCE_LOG", "error")
+    os.environ.setdefault("LANCEDB_LOG", "error")
     import lancedb
 
     return lancedb.connect(str(folder.parent))

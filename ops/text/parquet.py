@@ -59,9 +59,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _values(column: pa.Array) -> list[Any]:
+    if pa.types.is_temporal(column.type) and getattr(column.type, "unit", "") == "ns":
+        column = column.cast(pa.string())  # finer than Python's own times, and with pandas about something else again
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
         raise
-    except (ValueError, OverflowError, ImportError):  # times finer or later than Python's own
-        return [str(value) if value.is_valid else None for value in column]
+    except (ValueError, OverflowError):  # such times inside a list or struct, or dates beyond the year 9999
+        return [repr(value) if value.is_valid else None for value in column]

@@ -162,7 +162,7 @@ def _opened(item: Found, source: Source) -> BinaryIO:
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line, parse_constant=lambda _: None)  # NaN and infinities are no JSON, and no numbers
+        return json.loads(line.strip(), parse_constant=lambda _: None)  # NaN and infinities are no JSON, and no numbers
     except RecursionError:
         return _Malformed("is nested too deeply")
     except ValueError as error:

@@ -1,0 +1,76 @@
+"""Exceptions become one sentence, a hint and an exit code."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from enum import IntEnum
+from functools import wraps
+from typing import Any
+
+import typer
+
+from ..ops.errors import QwenchError
+from . import out
+
+
+class ExitCode(IntEnum):
+    """What the process ends with."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    NO = 3
+    INTERRUPTED = 130
+
+
+#: class names, so that the libraries need not be imported to be recognised
+KNOWN = {
+    "OutOfMemoryError": ("out of memory on the device", "use a smaller --batch-tokens, or --device cpu"),
+    "MemoryError": ("out of memory", "use a smaller --batch-tokens"),
+    "SafetensorError": ("a weight file is damaged", "download or copy the model again"),
+}
+
+
+def explain(error: BaseException) -> tuple[str, str | None, int]:
+    """(sentence, hint, exit code) of an exception."""
+    if isinstance(error, QwenchError):
+        return error.message, error.hint, error.code
+    name = type(error).__name__
+    if name in KNOWN:
+        return *KNOWN[name], ExitCode.FAILED
+    if isinstance(error, OSError):
+        what = f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else "")
+        hint = "free some space; the same command goes on" if error.errno == 28 else None
+        return what[0].lower() + what[1:], hint, ExitCode.FAILED
+    line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"unexpected {name}: {line}", "set QWENCH_DEBUG=1 for the traceback", ExitCode.FAILED
+
+
+def boundary(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that ends in an exit code, never in a traceback (unless QWENCH_DEBUG is set)."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            out.current.close()
+            out.current.talk("interrupted; what was written is kept, and the same command goes on")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader has gone; nothing more can be said on stdout, not even by the interpreter's last flush.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.FAILED) from None
+        except Exception as error:
+            out.current.close()
+            if os.environ.get("QWENCH_DEBUG"):
+                traceback.print_exc()
+            message, hint, code = explain(error)
+            out.current.error(message, hint, code)
+            raise typer.Exit(code) from None
+
+    return guarded

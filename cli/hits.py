@@ -1,0 +1,52 @@
+"""How a hit is shown: path:line, score, passage with its best sentence marked."""
+
+from typing import Any
+
+from . import out
+
+#: lines of a passage shown around its best sentence
+LINES = 8
+
+
+def show(streams: out.Out, hit: dict[str, Any], files_only: bool, seen: set[str]) -> None:
+    """Print one hit: JSON line, path alone, or text for a reader."""
+    if files_only:
+        if hit["path"] not in seen:
+            seen.add(hit["path"])
+            streams.data(hit["path"])
+    elif streams.json:
+        streams.document({"schema": 1} | hit)
+    else:
+        streams.data(_text(hit))
+
+
+def _text(hit: dict[str, Any]) -> str:
+    import sys
+
+    place = f"{hit['path']}:{hit['start_line']}"
+    if hit["row"] is not None:
+        place = f"{hit['path']}#{hit['row_id'] if hit['row_id'] is not None else hit['row']}"
+    head = f"{out.paint(place, 'cyan', sys.stdout)}  {hit['score']:.3f}"
+    return head + "\n" + "\n".join("  " + line for line in _passage(hit)) + "\n"
+
+
+def _passage(hit: dict[str, Any]) -> list[str]:
+    """The passage's lines; the best sentence bold on a terminal, between » and « elsewhere."""
+    import sys
+
+    text, start, stop = hit["text"], hit.get("best_start"), hit.get("best_end")
+    if start is None:
+        return _around(text.splitlines(), 0)
+    marked = out.paint(text[start:stop], "bold", sys.stdout)
+    if marked == text[start:stop]:
+        marked = f"»{marked}«"
+    elif "\n" in marked:
+        marked = "\n".join(out.paint(line, "bold", sys.stdout) for line in text[start:stop].split("\n"))
+    lines = (text[:start] + marked + text[stop:]).splitlines()
+    return _around(lines, text[:start].count("\n"))
+
+
+def _around(lines: list[str], at: int) -> list[str]:
+    first = max(0, min(at - LINES // 2, len(lines) - LINES))
+    cut = lines[first : first + LINES]
+    return ["…"] * (first > 0) + cut + ["…"] * (first + LINES < len(lines))

@@ -1,0 +1,201 @@
+"""Data goes to stdout, talk to stderr; progress, colours and --json are decided here and nowhere else."""
+
+import json as json_
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..ops.events import Advanced, Chose, Events, Finished, Produced, Started, Warned
+
+#: a bar is for work longer than this, in seconds
+PATIENCE = 1.0
+#: without a terminal, a line tells every so many seconds that the run is alive
+HEARTBEAT = 30.0
+
+
+class Out:
+    """The streams of one command.
+
+    Args:
+        json: one document, or lines, for programs; errors become JSON on stderr.
+        quiet: no talk but errors and lost inputs.
+        verbose: reasons for automatic choices; no progress bar.
+    """
+
+    def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.json, self.quiet, self.verbose = json, quiet, verbose
+        self.choices: dict[str, dict[str, Any]] = {}
+        self.warnings: list[dict[str, Any]] = []
+        self._bar: _Bar | None = None
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+
+    def data(self, text: str) -> None:
+        """A line of the answer."""
+        sys.stdout.write(text + "\n")
+
+    def document(self, value: Any) -> None:
+        """The answer as JSON, on one line."""
+        self.data(json_.dumps(value, ensure_ascii=False))
+
+    def talk(self, text: str) -> None:
+        """A line for the person at the terminal."""
+        if not self.quiet and not self.json:
+            self._say(text)
+
+    def warn(self, text: str) -> None:
+        """A line that a person must see; --json collects it."""
+        if not self.json:
+            self._say(f"warning: {text}")
+
+    def error(self, message: str, hint: str | None, code: int) -> None:
+        """Why the command failed."""
+        if self.json:
+            sys.stderr.write(json_.dumps({"error": message, "hint": hint, "code": code}, ensure_ascii=False) + "\n")
+            return
+        self._say(f"{paint('error:', 'red')} {message}")
+        if hint:
+            self._say(f"\nhint: {hint}")
+
+    def _say(self, text: str) -> None:
+        if self._bar:
+            self._bar.say(text)
+        else:
+            sys.stderr.write(text + "\n")
+
+    def run(self, events: Events, show: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+        """Follow an op to its end: progress, warnings, produced rows; returns its result."""
+        result: dict[str, Any] = {}
+        try:
+            for event in events:
+                if isinstance(event, Finished):
+                    result = event.result
+                else:
+                    self._follow(event, show)
+        finally:
+            self.close()
+        return result
+
+    def _follow(self, event: Any, show: Callable[[dict[str, Any]], None] | None) -> None:
+        if isinstance(event, Produced):
+            if show:
+                show(event.row)
+        elif isinstance(event, Warned):
+            self.warnings.append({"kind": event.kind, "message": event.message, "subject": event.subject})
+            if event.failed or not self.quiet:
+                self.warn(event.message)
+        elif isinstance(event, Chose):
+            self.choices[event.name] = {"value": event.value, "reason": event.reason}
+            if self.verbose:
+                self.talk(f"{event.name}: {event.value} ({event.reason})")
+        elif isinstance(event, Started):
+            self.close()
+            self._bar = _Bar(event) if self._wants_progress() else None
+        elif isinstance(event, Advanced) and self._bar:
+            self._bar.advance(event)
+
+    def _wants_progress(self) -> bool:
+        return not (self.quiet or self.json or self.verbose or os.environ.get("QWENCH_NO_PROGRESS"))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+
+
+class _Bar:
+    """A rich bar once the work has taken PATIENCE; plain lines where stderr is no terminal."""
+
+    def __init__(self, started: Started) -> None:
+        self.started, self.done, self.total, self.detail = time.monotonic(), 0.0, started.total, ""
+        self.stage, self.unit = started.stage, started.unit
+        self.live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.beat = self.started
+        self._rich: Any = None
+
+    def advance(self, event: Advanced) -> None:
+        self.done += event.n
+        self.total = event.total if event.total is not None else self.total
+        self.detail = event.detail or self.detail
+        now = time.monotonic()
+        if self.live and (self._rich or now - self.started > PATIENCE):
+            self._draw()
+        elif not self.live and now - self.beat > HEARTBEAT:
+            self.beat = now
+            sys.stderr.write(self._line() + "\n")
+
+    def _line(self) -> str:
+        spent = time.monotonic() - self.started
+        if not self.total or not self.done:
+            return f"{self.stage}: {self.detail}"
+        left = spent * max(self.total - self.done, 0) / self.done
+        return f"{self.stage}: {self.done / self.total:.0%}, {self.detail}, {clock(left)} left"
+
+    def _draw(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        if self._rich is None:
+            count = progress.DownloadColumn() if self.unit == "B" else progress.MofNCompleteColumn()
+            columns = ["{task.description}", progress.BarColumn(), count, "{task.fields[detail]}"]
+            left = progress.TimeRemainingColumn(elapsed_when_finished=True)
+            self._rich = progress.Progress(*columns, left, console=Console(stderr=True), transient=True)
+            self._task = self._rich.add_task(self.stage, total=self.total, detail=self.detail)
+            self._rich.start()
+        self._rich.update(self._task, completed=self.done, total=self.total, detail=self.detail)
+
+    def say(self, text: str) -> None:
+        if self._rich:
+            self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            sys.stderr.write(text + "\n")
+
+    def close(self) -> None:
+        if self._rich:
+            self._rich.stop()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 42s, 3m 05s or 2h 10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+
+
+def size(count: float | None) -> str:
+    """Bytes as 12 B, 3.4 MB, 1.2 GB."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+COLORS = {"red": "31", "green": "32", "cyan": "36", "bold": "1", "dim": "2"}
+
+
+def paint(text: str, color: str, stream: Any = None) -> str:
+    """`text` in a colour where the stream is a terminal that wants one (NO_COLOR, FORCE_COLOR, TERM=dumb)."""
+    stream = stream or sys.stderr
+    wanted = (stream.isatty() and os.environ.get("TERM") != "dumb") or bool(os.environ.get("FORCE_COLOR"))
+    return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if wanted and not os.environ.get("NO_COLOR") else text
+
+
+#: the streams of the running command; a command replaces them when its flags are known
+current = Out()
+
+
+def start(json: bool = False, quiet: bool = False, verbose: bool = False) -> Out:
+    """The streams for a command with these flags."""
+    global current
+    current = Out(json, quiet, verbose)
+    return current
