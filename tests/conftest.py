@@ -1,0 +1,40 @@
+"""Every test has its own qwench home, and no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def qwench(tmp_path: Path) -> Run:
+    """`qwench(*args, input=..., cwd=..., env=...)` in a process of its own."""
+
+    def run(*args: object, input: str | bytes | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("QWENCH")}
+        env |= {"QWENCH_HOME": str(tmp_path / "home"), "COLUMNS": "100"} | options.pop("env", {})
+        data = input.encode() if isinstance(input, str) else input
+        command = [sys.executable, "-m", "qwench.cli.main", *map(str, args)]
+        done = subprocess.run(command, input=data or b"", capture_output=True, env=env, timeout=300, **options)
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace")
+        )
+
+    return run
+
+
+@pytest.fixture
+def lines() -> Callable[[str], list[dict]]:
+    """JSON lines as objects."""
+    return lambda text: [json.loads(line) for line in text.splitlines()]

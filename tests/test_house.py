@@ -1,0 +1,200 @@
+"""The shared cli: help, streams, exit codes, errors, config, completions, generated files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from qwench.cli import errors, out
+from qwench.cli.main import COMMANDS
+from qwench.ops.errors import QwenchError
+
+from .conftest import Run
+
+ROOT = Path(__file__).parents[1]
+NAMES = [name for name, *_ in COMMANDS]
+HEAVY = ["torch", "transformers", "tokenizers", "lancedb", "pyarrow", "numpy", "safetensors", "huggingface_hub", "rich"]
+
+
+@pytest.mark.parametrize("args", [[], *[[n] for n in NAMES]], ids=["root", *NAMES])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    code = (
+        "import sys; sys.argv = ['qwench', *sys.argv[1:], '--help']\n"
+        "from qwench.cli.main import main\n"
+        "try: main()\n"
+        f"finally: print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules], len(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    heavy, count = done.stdout.splitlines()[-1].removeprefix("HEAVY ").rsplit(" ", 1)
+    assert heavy == "[]"
+    assert int(count) < 500
+
+
+@pytest.mark.parametrize(("name", "epilog"), [(n, e) for n, _, e, _ in COMMANDS])
+def test_every_command_is_documented(qwench: Run, name: str, epilog: str) -> None:
+    text = qwench(name, "--help").stdout
+    examples = [line for line in epilog.splitlines() if "qwench " in line]
+    assert len(examples) == 3
+    assert [line.strip() for line in text.splitlines() if line.strip()][-3:] == [line.strip() for line in examples]
+    assert "--json" in text
+    assert f"`qwench {name}`" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_root_lists_commands_and_exit_codes(qwench: Run) -> None:
+    text = qwench("--help").stdout
+    assert all(f"\n  {name} " in text for name in NAMES)
+    assert "130 interrupted" in text and "..." not in text.split("Commands:")[1].split("exit codes")[0]
+    assert qwench("--version").stdout.startswith("qwench 0.")
+
+
+def test_exit_codes_and_streams(qwench: Run) -> None:
+    for args, code in (([], 2), (["frobnicate"], 2), (["embed", "--nope"], 2), (["search", "no.lance", "x"], 1)):
+        done = qwench(*args)
+        assert done.returncode == code, args
+        assert done.stdout == "" or code == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_errors_in_json(qwench: Run) -> None:
+    done = qwench("search", "no.lance", "x", "--json")
+    assert done.returncode == 1 and done.stdout == ""
+    error = json.loads(done.stderr)
+    assert set(error) == {"error", "hint", "code"} and "no.lance" in error["error"] and error["code"] == 1
+
+
+def test_the_unexpected_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    def fails() -> None:
+        raise ZeroDivisionError("a / b")
+
+    out.start()
+    monkeypatch.delenv("QWENCH_DEBUG", raising=False)
+    with pytest.raises(typer.Exit) as caught:
+        errors.boundary(fails)()
+    assert caught.value.exit_code == 1
+    text = capsys.readouterr().err
+    assert "ZeroDivisionError" in text and "QWENCH_DEBUG=1" in text and "Traceback" not in text
+    monkeypatch.setenv("QWENCH_DEBUG", "1")
+    with pytest.raises(typer.Exit):
+        errors.boundary(fails)()
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (QwenchError("no", "do", code=3), 3, "no"),
+        (FileNotFoundError(2, "No such file", "a.txt"), 1, "`a.txt`"),
+        (OSError(28, "No space left on device"), 1, "no space left"),
+        (MemoryError(), 1, "out of memory"),
+        (KeyError("x"), 1, "unexpected KeyError"),
+    ],
+)
+def test_exceptions_become_sentences(error: Exception, code: int, text: str) -> None:
+    message, _, got = errors.explain(error)
+    assert got == code and text in message and not message.endswith(".")
+
+
+def test_interrupt_is_130() -> None:
+    import typer
+
+    def stops() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as caught:
+        errors.boundary(stops)()
+    assert caught.value.exit_code == 130
+
+
+def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m qwench.cli.main models --json | head -0"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_settings_come_from_flags_environment_file_defaults(qwench: Run, tmp_path: Path) -> None:
+    config = tmp_path / "home" / "config" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('model = "from-file"\ndim = 7\nodd = 1\n[embed]\nchunk_tokens = 99\n[nonsense]\na = 1\n')
+
+    def origin(setting: str, **env: str) -> tuple[str, str]:
+        rows = json.loads(qwench("config", "--json", env=env).stdout)["settings"]
+        return next((str(r["value"]), r["origin"]) for r in rows if r["setting"] == setting)
+
+    assert origin("embed.model") == ("from-file", str(config))
+    assert origin("embed.chunk_tokens") == ("99", str(config))
+    assert origin("embed.model", QWENCH_MODEL="from-env") == ("from-env", "QWENCH_MODEL")
+    assert origin("embed.chunk_tokens", QWENCH_EMBED_CHUNK_TOKENS="5") == ("5", "QWENCH_EMBED_CHUNK_TOKENS")
+    assert origin("search.model", QWENCH_MODEL="from-env") == ("None", "default")
+    assert origin("embed.device") == ("auto", "default")
+    (tmp_path / "a.txt").write_text("text")
+    # The command itself sees the same values.
+    done = qwench("embed", tmp_path / "a.txt", "--out", tmp_path / "a.lance")
+    assert "`from-file`" in done.stderr and done.returncode == 1
+    assert "`odd`" in done.stderr and "`nonsense`" in done.stderr
+    done = qwench("embed", tmp_path / "a.txt", "--out", tmp_path / "a.lance", "--model", "from-flag")
+    assert "`from-flag`" in done.stderr
+    config.write_text("model = ")
+    done = qwench("config")
+    assert done.returncode == 1 and "config.toml" in done.stderr
+
+
+def test_colours_only_where_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert out.paint("x", "red", Terminal()) != "x"
+    assert out.paint("x", "red", sys.__stdin__) == "x" or sys.__stdin__.isatty()
+    monkeypatch.setenv("TERM", "dumb")
+    assert out.paint("x", "red", Terminal()) == "x"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert out.paint("x", "red", Terminal()) != "x"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert out.paint("x", "red", Terminal()) == "x"
+
+
+def test_generated_files_are_up_to_date() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"run `make docs`: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize(("shell", "file"), [("bash", "qwench.bash"), ("zsh", "_qwench"), ("fish", "qwench.fish")])
+def test_completions_parse(shell: str, file: str) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run([shell, "-n", ROOT / "completions" / file], check=True)
+
+
+def test_completion_protocol(qwench: Run) -> None:
+    def bash(words: str) -> list[str]:
+        env = {"_QWENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return qwench(env=env).stdout.split()
+
+    assert bash("qwench em") == ["embed"]
+    assert bash("qwench embed --model mi") == ["minilm"]
+    assert "--chunk-tokens" in bash("qwench embed --ch")
+    env = {"_QWENCH_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "qwench search --"}
+    assert "--hybrid" in qwench(env=env).stdout
+
+
+def test_completion_in_a_real_bash(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("qwench")
+    if not shutil.which("bash") or not program.exists():
+        pytest.skip("bash and an installed qwench are needed")
+    script = (
+        f"source {ROOT}/completions/qwench.bash; COMP_WORDS=(qwench sea); COMP_CWORD=1; "
+        '_qwench_completion qwench; echo "${COMPREPLY[@]}"'
+    )
+    env = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env)
+    assert done.stdout.split() == ["search"]
