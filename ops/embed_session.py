@@ -132,7 +132,11 @@ class Session:
     def feed(self, found: Sequence[Any], stdin: BinaryIO | None, state: Any = None) -> Feed:
         from .text.chunks import tokenizers_adapter
 
-        documents = read_documents(found, self.options.read, stdin=stdin)
+        def unchanged(path: str, content_hash: str) -> bool:
+            known = state(path, content_hash) if state else None
+            return bool(known and known.complete and known.content_hash == content_hash)
+
+        documents = read_documents(found, self.options.read, stdin=stdin, unchanged=unchanged)
         tokenize = tokenizers_adapter(self.model.tokenizer.backend)
         return Feed(documents, tokenize, self.chunking, state, FIRST_WINDOW_TOKENS)
 
@@ -151,7 +155,8 @@ def survey(options: EmbedOptions, nul_list: BinaryIO | None, warnings: list[Warn
 
     Indexes and the run's own output are no input: they are left out, with one line each.
     """
-    own = {os.path.abspath(options.out + tail) for tail in ("", ".rows.jsonl", ".meta.json")} if options.out else set()
+    out = options.out if options.out != "-" else None
+    own = {os.path.abspath(out + tail) for tail in ("", ".rows.jsonl", ".meta.json")} if out else set()
     found, skipped = [], set()
     for item in find_files(options.paths, options.read, nul_list=nul_list):
         if isinstance(item, Warned):
@@ -163,7 +168,7 @@ def survey(options: EmbedOptions, nul_list: BinaryIO | None, warnings: list[Warn
         else:
             found.append(item)
     warnings += [Warned("skipped", f"an index is not read as text: `{path}`", path) for path in sorted(skipped)]
-    return found, sum(max(f.size, 0) for f in found)
+    return found, sum(f.size or 0 for f in found)
 
 
 def _index_above(path: str) -> str | None:
