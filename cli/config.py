@@ -17,7 +17,7 @@ examples:
 """
 
 #: options of one call, which a config file has no use for
-NEVER = ("json", "quiet", "verbose", "dry_run", "query", "paths", "index", "rebuild", "prune", "ctx")
+NEVER = ("json", "quiet", "verbose", "dry_run", "query", "paths", "index", "out", "nul", "rebuild", "prune", "ctx")
 
 
 def parameters(command: Callable[..., Any]) -> dict[str, Any]:

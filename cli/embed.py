@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import hits, out
+from . import hits
 from .errors import ExitCode
 from .options import Device, DryRun, Dtype, Json, KeepGoing, Model, Offline, Quiet, Revision, Threads, Verbose
+from .out import clock, size, start
 
 EPILOG = """\b
 examples:
@@ -21,7 +22,7 @@ Paths = Annotated[list[str] | None, typer.Argument(help="Files, folders, or - fo
 
 def embed(
     paths: Paths = None,
-    out_: Annotated[
+    out: Annotated[
         str | None,
         typer.Option("--out", "-o", help=".lance, .parquet, .jsonl, .npy, .safetensors; - writes JSON lines."),
     ] = None,
@@ -68,16 +69,16 @@ def embed(
     from ..ops.models.embedder import EmbedSettings
     from ..ops.text.documents import ReadOptions
 
-    streams = out.start(json, quiet, verbose)
+    streams = start(json, quiet, verbose)
     if not paths and not nul:
         raise _usage("no paths given", "name files or folders, or - for standard input")
-    if out_ is None and query is None and not dry_run:
+    if out is None and query is None and not dry_run:
         raise _usage("no output given", "add --out NAME.lance, --out - for JSON lines, or --query TEXT")
     if on_long not in ("chunk", "truncate", "error"):
         raise _usage(f"unknown --on-long: `{on_long}`", "use chunk, truncate or error")
     options = op.EmbedOptions(
         paths=tuple(paths or ()),
-        out=out_,
+        out=out,
         model=model,
         revision=revision,
         offline=offline,
@@ -120,7 +121,7 @@ def embed(
             raise typer.Exit(ExitCode.NO)
     else:
         result = streams.run(op.embed(options, stdin, names), streams.document)
-        if json and out_ != "-":
+        if json and out != "-":
             streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
         streams.talk(_done(result))
     if result["failed"] and not keep_going:
@@ -137,19 +138,19 @@ def _done(result: dict[str, Any]) -> str:
     speed = f", {result['tokens_per_second']:,.0f} tokens/s" if result["tokens_per_second"] else ""
     parts = [f"{result['embedded']} embedded"]
     parts += [f"{result[n]} {n}" for n in ("unchanged", "pruned", "skipped", "failed") if result[n]]
-    line = f"{', '.join(parts)}: {result['chunks']} passages in {out.clock(result['seconds'])}{speed}"
+    line = f"{', '.join(parts)}: {result['chunks']} passages in {clock(result['seconds'])}{speed}"
     if result["truncated"]:
         first = ", ".join(f"`{p}`" for p in result["truncated_paths"][:3])
         line += f"\n{result['truncated']} texts were cut to the model's length: {first}"
         line += ", ... (all of them with --json)" if len(result["truncated_paths"]) > 3 else ""
     if "rows" in result:
-        line += f"\n{result['out']}: {result['rows']} passages, {out.size(result['bytes'])}"
+        line += f"\n{result['out']}: {result['rows']} passages, {size(result['bytes'])}"
     return line
 
 
 def _planned(result: dict[str, Any]) -> str:
-    seconds = "unknown" if result["seconds"] is None else out.clock(result["seconds"])
+    seconds = "unknown" if result["seconds"] is None else clock(result["seconds"])
     return (
         f"{result['documents']} files, {result['chunks']} passages, {result['tokens']:,} tokens\n"
-        f"about {seconds}, {out.size(result['bytes'])} on disk; {result['failed']} inputs cannot be read"
+        f"about {seconds}, {size(result['bytes'])} on disk; {result['failed']} inputs cannot be read"
     )

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from qwench.ops.errors import QwenchError
 from qwench.ops.events import Warned
 from qwench.ops.text import sources
@@ -160,24 +159,10 @@ def test_a_worktree_keeps_the_rules_of_its_repository(here: Path) -> None:
 NAMES = st.sampled_from(["a", "b", "ab", "a.md", "b.log", "c d", "#x", "!y", "doc"])
 PATTERNS = st.sampled_from(
     [
-        "a",
-        "b/",
-        "/a",
-        "*.md",
-        "!a.md",
-        "*",
-        "!*/",
-        "a/b",
-        "a/*",
-        "**/ab",
-        "a/**",
-        "a/**/b",
-        "?",
-        "[ab]",
-        "[!a]*",
-        "doc/*.md",
+        *("a", "b/", "/a", "*.md", "!a.md", "*", "!*/", "a/b", "a/*", "**/ab", "a/**", "a/**/b", "?", "[ab]", "[!a]*"),
+        *("doc/*.md", "!a", "!doc/", "\\#x", "\\!y", "# a", "", "c d", "c\\ d", "a  ", "*/b", "!b/", "/*", "!/doc"),
+        *("*.l?g", "/a/"),
     ]
-    + ["!a", "!doc/", "\\#x", "\\!y", "# a", "", "c d", "c\\ d", "a  ", "*/b", "!b/", "/*", "!/doc", "*.l?g", "/a/"]
 )
 # Stars in a row are left to the list above: git has quirks there, where it compares a plain beginning by itself.
 RANDOM = st.text("ab*/?[]!^\\- .", max_size=6).filter(lambda text: "**" not in text)
@@ -419,7 +404,7 @@ def test_a_large_file_that_changes_after_it_was_hashed_is_an_error(change: str) 
         os.remove("big.md")
     else:
         write({"big.md": changed[change]})
-    with pytest.raises(QwenchError, match="`big.md` (changed while|vanished before)"):
+    with pytest.raises(QwenchError, match=r"`big\.md` (changed while|vanished before)"):
         list(document.segments())
 
 

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from qwench.ops.events import Warned
 from qwench.ops.text import parquet, rows
 from qwench.ops.text.documents import ReadOptions, find_files, read_documents
@@ -86,7 +85,7 @@ def test_each_bad_row_is_told_with_its_line_and_the_rest_goes_on() -> None:
         ("rows", "a.ndjson:8", True),
         ("rows", "a.ndjson:10", True),
     ]
-    assert warnings[0].message == "`a.ndjson:2` is not JSON: expecting value at column 7"
+    assert warnings[0].message == "`a.ndjson:2` is not JSON: expecting value at column 6"
     assert warnings[2].message == "`a.ndjson:4` has no field `t`"
     assert "byte 7 of the line" in warnings[7].message
 
@@ -231,13 +230,13 @@ def test_compressed_tables() -> None:
     assert texts(read("a.jsonl.gz")[0]) == ["a", "b"]
     Path("c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-10])
     Path("d.csv.gz").write_bytes(b"text\nc\n")
-    docs, warnings = read("c.jsonl.gz", "d.csv.gz", text_field="text")
+    _, warnings = read("c.jsonl.gz", "d.csv.gz", text_field="text")
     assert told(warnings) == [("unreadable", "c.jsonl.gz", True), ("unreadable", "d.csv.gz", True)]
 
 
 def test_parquet_rows_carry_columns_that_json_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "BATCH_ROWS", 2)
-    when = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.timezone.utc)
+    when = datetime.datetime(2024, 5, 6, 7, 8, 9, tzinfo=datetime.UTC)
     table = pa.table(
         {
             "key": ["a", "b", "c", "d"],

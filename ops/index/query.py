@@ -165,10 +165,13 @@ class SearchIndex:
             )
         with lance_errors(self.name):
             self.table.create_index("vector", config=HnswSq(distance_type="cosine"))
-            step = max(rows // sample, 1)
-            picked = (
-                self.table.search().select(["vector"]).limit(rows).to_arrow()["vector"].to_pylist()[::step][:sample]
-            )
+            picked: list[list[float]] = []
+            # Every n-th row, read in batches: the whole matrix may not fit into memory.
+            step, at = max(rows // sample, 1), 0
+            for batch in self.table.search().select(["vector"]).to_batches(8_192):
+                picked += batch.slice(-at % step)["vector"].to_pylist()[::step] if -at % step < len(batch) else []
+                at += len(batch)
+            picked = picked[:sample]
             found = [len(self._ids(v, True) & self._ids(v, False)) / min(10, rows) for v in picked]
         return {"rows": rows, "index": "IVF_HNSW_SQ", "sample": len(found), "recall_at_10": float(np.mean(found))}
 

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import QwenchError
 from ..events import Warned
 from .decode import Undecodable, settle, stated
-from .inputs import Found, ReadOptions, quoted
+from .inputs import Found, ReadOptions, lost, quoted
 from .segments import text_segments
 from .sources import Source
 from .types import Document, Segment
@@ -85,8 +85,10 @@ def _late_segments(
         text, _ = convert(item.path, data, options.encoding)
     except NotInstalled:
         raise QwenchError(f"{quoted(item.path)} needs a converter", hint=INSTALL) from None
-    except (OSError, Undecodable) as error:
-        raise QwenchError(f"{quoted(item.path)} cannot be read: {error}") from error
+    except OSError as error:
+        raise QwenchError(lost(item, error).message) from error
+    except Undecodable as error:
+        raise QwenchError(f"{quoted(item.path)} {error}") from error
     if hashlib.blake2b(data, digest_size=16).hexdigest() != digest:
         raise QwenchError(f"{quoted(item.path)} changed while it was read", hint="run the command again")
     yield from text_segments(text, segment_chars=segment_chars)
@@ -139,6 +141,7 @@ def _converters() -> dict[str, Callable[[bytes], str]]:
     for module in ("pdfminer", "pdfplumber", "markitdown", "mammoth", "bs4"):
         logging.getLogger(module).setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+    warnings.filterwarnings("ignore", message="HTML document is too deeply nested")  # its text is all there, unstyled
     try:
         import markitdown
         from markitdown import converters

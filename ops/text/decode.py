@@ -44,7 +44,6 @@ _COMMON = (
     *("cp1253", "cp1254", "cp1256", "cp1257", "cp874", "cp850", "cp866", "iso8859_5", "iso8859_7", "iso8859_9"),
     *("mac_cyrillic", "cp855", "johab", "cp437", "mac_roman"),
 )
-_TRIES = 3
 
 # Formats that can do without a NUL in their first bytes.
 _MAGIC = (
@@ -225,16 +224,16 @@ def _same(text: str, piece: bytes, codec: str) -> bool:
 
 def _guessed(blocks: Blocks, result: _Result) -> Settled:
     """The settled encoding of a file that is not UTF-8, by detection."""
-    for codec in _guesses(_sample(blocks(), result.bad or 0)):
-        check = _examine(blocks(), codec, 0)
-        if check.bad is None:
-            note = f"is not UTF-8 and is read as `{codec}`, a guess that `--encoding` overrules"
-            return Settled(codec, 0, check.exact, check.content_hash, check.size, note)
+    codec = _guess(_sample(blocks(), result.bad or 0))
+    # Only the best guess is tried: one further down may be a codec that decodes any bytes, and mojibake with them.
+    if codec is not None and (check := _examine(blocks(), codec, 0)).bad is None:
+        note = f"is not UTF-8 and is read as `{codec}`, a guess that `--encoding` overrules"
+        return Settled(codec, 0, check.exact, check.content_hash, check.size, note)
     raise Undecodable(f"is not UTF-8 (byte {result.bad}) and its encoding is unclear, `--encoding` declares it")
 
 
 def _sample(blocks: Iterable[bytes], bad: int) -> bytes:
-    """Up to 64 KiB around the offset `bad`, in whole lines; in a sea of ASCII, which fits everything, only the others."""
+    """Up to 64 KiB around the offset `bad`, in whole lines; in a sea of ASCII, only the others: it fits everything."""
     first, kept, offset = max(0, bad - SAMPLE // 4), b"", 0
     for block in blocks:
         start = max(0, first - offset)
@@ -249,8 +248,8 @@ def _sample(blocks: Iterable[bytes], bad: int) -> bytes:
     return telling if len(telling) < len(sample) // 8 else sample
 
 
-def _guesses(sample: bytes) -> list[str]:
-    """Codecs that fit the sample, the likeliest first; among equals the commoner one."""
+def _guess(sample: bytes) -> str | None:
+    """The codec that fits the sample best, among equals the commoner one; None if nothing fits."""
     from charset_normalizer import from_bytes
 
     fits = {}
@@ -258,4 +257,4 @@ def _guesses(sample: bytes) -> list[str]:
         for name in match.could_be_from_charset:
             if name in _COMMON:
                 fits[name] = (round(match.chaos, 3), -round(match.coherence, 3), _COMMON.index(name))
-    return [check_codec(name) for name in sorted(fits, key=fits.__getitem__)[:_TRIES]]
+    return check_codec(min(fits, key=fits.__getitem__)) if fits else None

@@ -18,7 +18,7 @@ from ..errors import QwenchError
 from ..events import Warned
 from .decode import Settled, Undecodable, looks_binary, settle
 from .find import find_files
-from .inputs import Found, ReadOptions, quoted
+from .inputs import Found, ReadOptions, lost, quoted
 from .rows import RowReader
 from .segments import SEGMENT, cut_segments
 from .sources import Source, load
@@ -57,7 +57,7 @@ def read_documents(
         try:
             yield from _read(item, options, stdin, rows, unchanged, segment_chars)
         except OSError as error:
-            yield _lost(item, error)
+            yield lost(item, error)
 
 
 def _read(
@@ -124,18 +124,10 @@ def _segments(item: Found, source: Source, settled: Settled, segment_chars: int)
     except UnicodeDecodeError:
         raise _changed(item) from None
     except OSError as error:
-        raise QwenchError(_lost(item, error).message) from error
+        raise QwenchError(lost(item, error).message) from error
     if source.data is None and digest.hexdigest() != settled.content_hash:
         raise _changed(item)
 
 
 def _changed(item: Found) -> QwenchError:
     return QwenchError(f"{quoted(item.path)} changed while it was read", hint="run the command again")
-
-
-def _lost(item: Found, error: OSError) -> Warned:
-    """The line for a file that was found and cannot be read."""
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return Warned("vanished", f"{quoted(item.path)} vanished before it was read", item.path, True)
-    reason = "permission denied" if isinstance(error, PermissionError) else (error.strerror or str(error)).lower()
-    return Warned("unreadable", f"{quoted(item.path)} cannot be read: {reason}", item.path, True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import QwenchError
+from ..events import Warned
 from .decode import check_codec
 from .globs import Globs, parse_glob
 
@@ -110,3 +111,11 @@ def kind_of(name: str) -> str:
     if lower.endswith(ROW_SUFFIXES):
         return "rows"
     return "converted" if lower.endswith(CONVERTED_SUFFIXES) else "text"
+
+
+def lost(item: Found, error: OSError) -> Warned:
+    """The line for a file that was found and cannot be read."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return Warned("vanished", f"{quoted(item.path)} vanished before it was read", item.path, True)
+    reason = "permission denied" if isinstance(error, PermissionError) else (error.strerror or str(error)).lower()
+    return Warned("unreadable", f"{quoted(item.path)} cannot be read: {reason}", item.path, True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator
 
+from .boundaries import inside_character
 from .decode import decoded
 from .types import Segment
 
 SEGMENT = 1 << 20
 _LOOK = 64  # characters kept beyond a cut, so that what follows it is known
-_FLAGS = 4096  # a longer row of flags may be cut inside one
-_JOINER = "\u200d"
 _BREAKS = (("\n\n", "\n\r\n", "\r\r"), ("\n", "\r"), (" ", "\t", "\u3000"))
 
 
@@ -40,7 +38,7 @@ def cut_segments(
             part = text[start:end]
             yield Segment(part, offset, line)
             offset += len(part.encode(unit))
-            line += part.count("\n")
+            line += part.count("\n") + part.count("\r") - part.count("\r\n")
             start = end
         text = text[start:]
     if text:
@@ -64,11 +62,11 @@ def cut_point(text: str, low: int, high: int) -> int:
     for marks in _BREAKS:
         limit = high
         while (cut := max(_after(text, mark, low, limit) for mark in marks)) > low:
-            if _parts(text, cut):
+            if not inside_character(text, cut):
                 return cut
             limit = cut - 1
     for cut in range(high, max(low, high - _LOOK), -1):
-        if _parts(text, cut):
+        if not inside_character(text, cut):
             return cut
     # A pile of marks longer than the look: any place will do, but a line end stays whole.
     return high + 1 if text[high - 1] == "\r" and text[high] == "\n" else high
@@ -77,33 +75,3 @@ def cut_point(text: str, low: int, high: int) -> int:
 def _after(text: str, mark: str, low: int, high: int) -> int:
     found = text.rfind(mark, low, high)
     return -1 if found < 0 else found + len(mark)
-
-
-def _parts(text: str, cut: int) -> bool:
-    """Whether text may be cut before `text[cut]`."""
-    before, after = text[cut - 1], text[cut]
-    if before == "\r" and after == "\n":
-        return False
-    if after < "\u0300":
-        return True
-    if before == _JOINER or after == _JOINER or unicodedata.category(after).startswith("M"):
-        return False
-    if "\U0001f3fb" <= after <= "\U0001f3ff" or "\U000e0020" <= after <= "\U000e007f":  # skin tones, flag tags
-        return False
-    if "\u1160" <= after <= "\u11ff":  # vowels and finals of a Hangul syllable
-        return False
-    return not _inside_flag(text, cut)
-
-
-def _inside_flag(text: str, cut: int) -> bool:
-    """Whether the cut lies between the two regional indicators of one flag."""
-    if not _is_regional(text[cut]):
-        return False
-    first = cut
-    while first > 0 and cut - first < _FLAGS and _is_regional(text[first - 1]):
-        first -= 1
-    return (cut - first) % 2 == 1
-
-
-def _is_regional(char: str) -> bool:
-    return "\U0001f1e6" <= char <= "\U0001f1ff"
