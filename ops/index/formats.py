@@ -64,7 +64,7 @@ class Quantizer:
             low = self.ranges[0]
             step = (self.ranges[1] - low) / 255
             step = np.where(step == 0, 1, step)
-            return ((vectors - low) / step - 128).astype(np.int8)
+            return np.floor((vectors - low) / step - 128).clip(-128, 127).astype(np.int8)
         if self.precision == "binary":
             return np.packbits(vectors > 0, axis=1)
         return vectors.astype(self.precision)
