@@ -126,8 +126,13 @@ class Session:
             on_long=self.options.on_long,
         )
 
-    def choices(self) -> list[Chose]:
-        return [Chose(name, c.value, c.reason) for name, c in self.model.choices.items()]
+    def choices(self) -> list[Event]:
+        """Automatic choices with their reasons, and a guess said aloud."""
+        made: list[Event] = [Chose(name, c.value, c.reason) for name, c in self.model.choices.items()]
+        if not (self.checkpoint.path / "modules.json").is_file():
+            text = f"{self.model.layout.reason}; a chat model gives poor vectors: `{self.checkpoint.name}`"
+            made.append(Warned("layout", text, self.checkpoint.name))
+        return made
 
     def feed(self, found: Sequence[Any], stdin: BinaryIO | None, state: Any = None) -> Feed:
         from .text.chunks import tokenizers_adapter

@@ -38,4 +38,5 @@ def read_config() -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise QwenchError(f"the config file cannot be read ({error}): `{path}`", "correct it, or move it away") from error
+        message = f"the config file cannot be read ({error}): `{path}`"
+        raise QwenchError(message, "correct it, or move it away") from error

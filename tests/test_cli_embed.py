@@ -212,6 +212,33 @@ def test_search_refuses_a_changed_model(qwench: Run, tmp_path: Path) -> None:
     assert done.returncode == 1 and "model.safetensors" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_interrupt_keeps_what_was_written(qwench: Run, tmp_path: Path) -> None:
+    tiny.minilm()
+    (tmp_path / "big.txt").write_text("\n".join(f"line {i} of a long text that takes its time" for i in range(200_000)))
+    command = [sys.executable, "-m", "qwench.cli.main", "embed", "big.txt", "--out", "n.lance", *MODEL]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "n.lance" / "data").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in talk and "Traceback" not in talk
+    assert qwench("search", "n.lance", "line", "-k", "1", cwd=tmp_path).returncode == 0
+
+
+def test_the_bar_is_for_terminals(tmp_path: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+    tiny.minilm()
+    (tmp_path / "a.txt").write_text("\n".join(f"line {i} of a text" for i in range(6_000)))
+    args = ["-m", "qwench.cli.main", "embed", "a.txt", "--out", "n.lance", *MODEL]
+    child = pexpect.spawn(sys.executable, args, cwd=str(tmp_path), dimensions=(24, 120), timeout=120, encoding="utf-8")
+    child.expect(pexpect.EOF)
+    assert "embed" in child.before and "kB" in child.before and "passages" in child.before
+    child.close()
+    assert child.exitstatus == 0
+
+
 def content(folder: Path) -> list[tuple]:
     import lancedb
 

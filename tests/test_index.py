@@ -210,6 +210,22 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
+def test_a_read_only_folder(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        write(place / "n.lance", rows("a", 3))
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        for target in (place / "n.lance", place / "m.lance", place / "v.parquet"):
+            with pytest.raises(QwenchError, match=r"written|read-only|Read-only"):
+                write(target, rows("b", 1))
+        assert len(texts(place / "n.lance")) == 3
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".npy", ".safetensors"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8", "binary"])
 def test_file_formats(tmp_path: Path, suffix: str, precision: str) -> None:
