@@ -213,7 +213,7 @@ def main() -> None:
         if args.big or args.only == "big":
             big = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
             make_qwen3(tmp / "big", tokenizer, **big, num_key_value_heads=8, head_dim=128)
-            results.append(compare("qwen3 0.6B shape", tmp / "big", 120, min(args.rounds, 2), [1, 4], tmp, peak))
+            results.append(compare("qwen3 0.6B shape", tmp / "big", 64, min(args.rounds, 2), [1, 4], tmp, peak))
     print(json.dumps({"schema": 1, "float32_peak_gflops": peak, "results": results}))
 
 

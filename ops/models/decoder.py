@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .elementwise import norm_rotate, rms_norm, silu_mul
 from .linear import Linear, Maker
 from .packed import Run, attend, positions_of, runs_of
 from .weights import Weights
@@ -85,8 +86,9 @@ class DecoderEncoder:
                     "qkv": linear(
                         torch.cat([take(f"{at}{n}_proj.weight", size, h) for n, size in sizes.items()]), qkv_b
                     ),
-                    "q_norm": take(f"{at}q_norm.weight", d) if qk_norm else None,
-                    "k_norm": take(f"{at}k_norm.weight", d) if qk_norm else None,
+                    "qk_norm": self._qk_norm(take(f"{at}q_norm.weight", d), take(f"{at}k_norm.weight", d))
+                    if qk_norm
+                    else None,
                     "out": linear(
                         take(f"{at}o_proj.weight", h, self.heads * d), take(f"{at}o_proj.bias", h) if out_bias else None
                     ),
@@ -100,6 +102,12 @@ class DecoderEncoder:
         self.parameters = self.matmul_parameters + self.words.numel()
         theta = rope_parameters(config)["rope_theta"]
         self.inv_freq = theta ** (-torch.arange(0, d, 2, dtype=torch.float32, device=device) / d)
+
+    def _qk_norm(self, q: Tensor, k: Tensor) -> Tensor:
+        """Norm weights of every query and key head, (heads + kv_heads, head_dim)."""
+        import torch
+
+        return torch.cat((q.expand(self.heads, -1), k.expand(self.kv_heads, -1)))
 
     def hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
         """Hidden states after the final norm, of a packed batch: ids (T,) int64 -> (T, hidden_size)."""
@@ -138,22 +146,16 @@ class DecoderEncoder:
         return cos[at].unsqueeze(1), sin[at].unsqueeze(1)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        from torch.nn import functional as F
-
-        return F.rms_norm(x, (x.shape[-1],), weight, self.eps)
+        return rms_norm(x, weight, self.eps)
 
     def _qkv(self, w: dict[str, Any], x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = w["qkv"](self._rms(x, w["norm1"])).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        if w["q_norm"] is not None:
-            q, k = self._rms(q, w["q_norm"]), self._rms(k, w["k_norm"])
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k = norm_rotate(qk, w["qk_norm"], self.eps, cos, sin).split((self.heads, self.kv_heads), dim=1)
+        return q, k, v
 
     def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
-        from torch.nn import functional as F
-
-        gate, up = w["gate_up"](self._rms(x, w["norm2"])).chunk(2, dim=-1)
-        return w["down"](F.silu(gate).mul_(up))
+        return w["down"](silu_mul(w["gate_up"](self._rms(x, w["norm2"]))))
 
     def _layer(self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = self._qkv(w, x, cos, sin)
@@ -177,12 +179,3 @@ class DecoderEncoder:
             at += run.count
         x = w["out"](torch.cat(outs)).add_(x)
         return self._mlp(w, x).add_(x)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the half-split kind: x (T, heads, d), cos and signed sin (T, 1, d)."""
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half])
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
