@@ -243,7 +243,7 @@ def windows(
 ) -> Iterator[Event | tuple[list[Entry], list[np.ndarray]]]:
     """Embed window by window: yields events, and (entries, vectors) pairs."""
     yield Started("embed", size, "B")
-    batch_tokens = session.model.batch_tokens
+    batch_tokens = session.model.schedule.batch_tokens
     with feed:
         for window in feed:
             for warning in window.warnings:
@@ -260,8 +260,8 @@ def windows(
                 feed.window_tokens = int(window.tokens / spent * WINDOW_SECONDS)
             counts.documents, counts.embedded, counts.unchanged = feed.documents, feed.changed, feed.unchanged
             yield Advanced("embed", window.bytes, detail=f"{counts.chunks} chunks")
-            if session.model.batch_tokens != batch_tokens:
-                batch_tokens = session.model.batch_tokens
+            if session.model.schedule.batch_tokens != batch_tokens:
+                batch_tokens = session.model.schedule.batch_tokens
                 yield Warned("memory", f"out of memory: batches are now {batch_tokens} tokens")
 
 

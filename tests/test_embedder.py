@@ -207,7 +207,7 @@ def test_out_of_memory_halves_the_batch(qwen: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Embedder, "_vectors", short_of_memory)
     np.testing.assert_allclose(documents(model, TEXTS), want, atol=2e-6)
-    assert model.batch_tokens < 4096
+    assert model.schedule.batch_tokens < 4096
 
 
 def test_settings_out_of_range_are_refused(qwen: Path) -> None:

@@ -100,13 +100,17 @@ def pick_threads(threads: int = 0) -> Choice:
     return Choice(count, "processors this process may use")
 
 
-def few_arenas(count: int = 2) -> None:
-    """Keep glibc to `count` heaps: batches run in threads, and each heap would keep its largest batch for good.
+def steady_heap(arenas: int = 2, keep: int = 1 << 30) -> None:
+    """Tell glibc to use few heaps, and to keep what is freed up to `keep` bytes; elsewhere nothing happens.
 
-    Measured over a 1 GB text: 885 MB resident and level, against 1185 MB and growing. Elsewhere nothing happens.
+    Batches run in threads, and each heap would keep its largest batch for good (a 1 GB text: 885 MB resident and
+    level, against 1185 MB and growing). Large activations would be mapped anew, page by page, in every layer:
+    keeping them made a 0.6B model 5 % faster in float32 and 29 % in int8.
     """
     import ctypes
 
-    m_arena_max = -8
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(m_arena_max, count)
+        libc = ctypes.CDLL(None)
+        for option, value in ((m_arena_max, arenas), (m_mmap_threshold, keep), (m_trim_threshold, keep)):
+            libc.mallopt(option, value)

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QwenchError
-from ..text.batches import plan_batches
 from ..text.prompts import EMBED_EOS
-from .device import Choice, few_arenas, pick_threads
+from .device import Choice, steady_heap, pick_threads
 from .hub import Checkpoint
 from .load import Loaded, load_encoder
 from .pooling import Dense, pool
+from .schedule import Schedule
 from .st_layout import DECODERS, Layout, read_layout
 from .tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-#: below this many matmul parameters one thread keeps a whole batch in its cache, and batches run side by side
-SIDE_BY_SIDE = 100_000_000
-
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:
@@ -63,7 +57,7 @@ class Embedder:
         import torch
 
         self.checkpoint, self.settings = checkpoint, settings
-        few_arenas()
+        steady_heap()
         threads = pick_threads(settings.threads)
         torch.set_num_threads(threads.value)
         loaded = load_encoder(checkpoint, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
@@ -75,28 +69,18 @@ class Embedder:
         self.dim = _checked_dim(settings.dim, self.full_dim)
         self.max_tokens = _checked_max(settings.max_tokens, self.encoder.max_positions, self.layout.max_tokens)
         self.device: str = loaded.device.value
-        self.workers, batch = self._plan(threads.value)
-        self._smaller = threading.Lock()
-        self.batch_tokens: int = batch.value
-        self.choices = self._choices(loaded, threads, batch)
+        parameters = getattr(self.encoder, "matmul_parameters", None)
+        self.schedule = Schedule(self.device, threads.value, parameters, settings.batch_tokens)
+        self.choices = self._choices(loaded, threads)
 
-    def _plan(self, threads: int) -> tuple[int, Choice]:
-        asked = self.settings.batch_tokens
-        if self.device != "cpu":
-            return 1, Choice(asked, "as asked") if asked else Choice(32_768, "fills a GPU")
-        small = self.encoder.matmul_parameters < SIDE_BY_SIDE if hasattr(self.encoder, "matmul_parameters") else False
-        if small:
-            return threads, Choice(asked, "as asked") if asked else Choice(1_024, "activations stay in the cache")
-        return 1, Choice(asked, "as asked") if asked else Choice(2_048, "large enough to read the weights rarely")
-
-    def _choices(self, loaded: Loaded, threads: Choice, batch: Choice) -> dict[str, Choice]:
+    def _choices(self, loaded: Loaded, threads: Choice) -> dict[str, Choice]:
         return {
             "device": loaded.device,
             "dtype": loaded.dtype,
             "threads": threads,
             "engine": loaded.engine,
             "pooling": Choice(self.layout.pooling, self.layout.reason),
-            "batch_tokens": batch,
+            "batch_tokens": self.schedule.choice,
         }
 
     def content_limit(self, prompt: str = "") -> int:
@@ -129,33 +113,7 @@ class Embedder:
 
     def batches(self, rows: Sequence[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Like `embed`, batch by batch as they are ready: (row indices, (len, dim) float32)."""
-        plan = plan_batches([len(r) for r in rows], self.batch_tokens)
-        if self.workers == 1 or len(plan) < 2:
-            for batch in plan:
-                yield batch, self._forward(rows, batch)
-            return
-        with ThreadPoolExecutor(self.workers, initializer=_one_thread) as pool_:
-            yield from zip(plan, pool_.map(lambda batch: self._forward(rows, batch), plan), strict=True)
-
-    def _forward(self, rows: Sequence[list[int]], batch: list[int]) -> np.ndarray:
-        import numpy as np
-        import torch
-
-        try:
-            with torch.inference_mode():
-                return self._vectors([rows[i] for i in batch])
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            if len(batch) == 1:
-                tokens = len(rows[batch[0]])
-                raise QwenchError(
-                    f"a single text of {tokens} tokens does not fit into the memory of `{self.device}`",
-                    "use --chunk-tokens, or --device cpu",
-                ) from error
-        with self._smaller:
-            self.batch_tokens = max(1, self.batch_tokens // 2)
-        half = len(batch) // 2
-        return np.concatenate([self._forward(rows, batch[:half]), self._forward(rows, batch[half:])])
+        yield from self.schedule.run([len(r) for r in rows], lambda batch: self._vectors([rows[i] for i in batch]))
 
     def _vectors(self, rows: list[list[int]]) -> np.ndarray:
         import torch
@@ -211,12 +169,6 @@ def load_embed_tokenizer(checkpoint: Checkpoint, layout: Layout, config: dict[st
             )
         tokenizer.after = [eos]
     return tokenizer
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _checked_dim(asked: int | None, full: int) -> int:
