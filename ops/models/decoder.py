@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from .elementwise import norm_rotate, rms_norm, silu_mul
 from .linear import Linear, Maker
-from .packed import Run, attend, positions_of, runs_of
+from .packed import Prefix, Run, attend, attend_last, positions_of, runs_of
 from .weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
+KeysValues = tuple["Tensor", "Tensor"]
 PREFIXES = ("model.",)
 UNUSED = ("lm_head.", "score.", "rotary_emb.")
 
@@ -113,32 +114,56 @@ class DecoderEncoder:
         """Hidden states after the final norm, of a packed batch: ids (T,) int64 -> (T, hidden_size)."""
         runs = runs_of(lengths)
         cos, sin = self._rotary(lengths)
-        x = self._through(self.layers, ids, runs, cos, sin)
+        x = self._words(ids)
+        for w in self.layers:
+            x = self._layer(w, x, runs, cos, sin)
         return self._rms(x, self.norm)
 
-    def last_hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
-        """`hidden` at the last token of each sequence, (n, hidden_size); the last layer computes no other."""
+    def last_hidden(self, ids: Tensor, lengths: list[int], prefix: Prefix | None = None) -> Tensor:
+        """`hidden` at the last token of each sequence, (n, hidden_size); the last layer computes no other.
+
+        With a `prefix`, every sequence goes on where the prefix ends.
+        """
         import torch
 
         runs = runs_of(lengths)
-        cos, sin = self._rotary(lengths)
-        x = self._through(self.layers[:-1], ids, runs, cos, sin)
+        cos, sin = self._rotary(lengths, prefix.length if prefix else 0)
+        before = prefix.layers if prefix else [None] * len(self.layers)
+        x = self._words(ids)
+        for w, kv in zip(self.layers[:-1], before, strict=False):
+            x = self._layer(w, x, runs, cos, sin, kv)
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
-        return self._rms(self._last_layer(self.layers[-1], x, runs, cos, sin, ends), self.norm)
+        return self._rms(self._last_layer(self.layers[-1], x, runs, cos, sin, ends, before[-1]), self.norm)
 
-    def _through(self, layers: list[dict[str, Any]], ids: Tensor, runs: list[Run], cos: Tensor, sin: Tensor) -> Tensor:
+    def prefill(self, ids: Tensor, prefix: Prefix | None = None) -> Prefix:
+        """Keys and values of ids (T,) int64, after those of `prefix` where there is one."""
+        import torch
+
+        runs = [Run(0, 1, len(ids))]
+        cos, sin = self._rotary([len(ids)], prefix.length if prefix else 0)
+        x, layers = self._words(ids), []
+        for i, w in enumerate(self.layers):
+            q, k, v = self._qkv(w, x, cos, sin)
+            before = prefix.layers[i] if prefix else None
+            # Copies, so that the whole projection they are views of is not kept.
+            own = (k.clone(), v.clone())
+            layers.append(own if before is None else tuple(map(torch.cat, zip(before, own, strict=True))))
+            if i + 1 < len(self.layers):
+                x = w["out"](attend(q, k, v, runs, causal=True, prefix=before)).add_(x)
+                x = self._mlp(w, x).add_(x)
+        return Prefix(len(ids) + (prefix.length if prefix else 0), layers)
+
+    def _words(self, ids: Tensor) -> Tensor:
         from torch.nn import functional as F
 
-        x = F.embedding(ids, self.words)
-        for w in layers:
-            x = self._layer(w, x, runs, cos, sin)
-        return x
+        return F.embedding(ids, self.words)
 
-    def _rotary(self, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    def _rotary(self, lengths: list[int], start: int = 0) -> tuple[Tensor, Tensor]:
         """cos and signed sin, each (T, 1, head_dim) in the model's dtype; sin is negative in the first half."""
         import torch
 
-        table = torch.arange(max(lengths), device=self.device, dtype=torch.float32)[:, None] * self.inv_freq
+        table = torch.arange(start, start + max(lengths), device=self.device, dtype=torch.float32)
+        table = table[:, None] * self.inv_freq
         cos, sin = table.cos(), table.sin()
         cos = torch.cat((cos, cos), -1).to(self.dtype)
         sin = torch.cat((-sin, sin), -1).to(self.dtype)
@@ -157,25 +182,23 @@ class DecoderEncoder:
     def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
         return w["down"](silu_mul(w["gate_up"](self._rms(x, w["norm2"]))))
 
-    def _layer(self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor) -> Tensor:
+    def _layer(
+        self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, prefix: KeysValues | None = None
+    ) -> Tensor:
         q, k, v = self._qkv(w, x, cos, sin)
-        x = w["out"](attend(q, k, v, runs, causal=True)).add_(x)
+        x = w["out"](attend(q, k, v, runs, causal=True, prefix=prefix)).add_(x)
         return self._mlp(w, x).add_(x)
 
     def _last_layer(
-        self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, ends: Tensor
+        self,
+        w: dict[str, Any],
+        x: Tensor,
+        runs: list[Run],
+        cos: Tensor,
+        sin: Tensor,
+        ends: Tensor,
+        prefix: KeysValues | None,
     ) -> Tensor:
-        import torch
-        from torch.nn import functional as F
-
         q, k, v = self._qkv(w, x, cos, sin)
-        q, x = q[ends], x[ends]
-        outs, at = [], 0
-        for run in runs:
-            parts = [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in (k, v)]
-            last = q[at : at + run.count].unsqueeze(2)
-            out = F.scaled_dot_product_attention(last, *parts, enable_gqa=self.heads != self.kv_heads)
-            outs.append(out.reshape(run.count, -1))
-            at += run.count
-        x = w["out"](torch.cat(outs)).add_(x)
+        x = w["out"](attend_last(q[ends], k, v, runs, prefix=prefix)).add_(x[ends])
         return self._mlp(w, x).add_(x)

@@ -47,25 +47,127 @@ def positions_of(lengths: list[int], device: object = None) -> Tensor:
     return torch.cat([torch.arange(n, device=device) for n in lengths])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, runs: list[Run], *, causal: bool, scale: float | None = None) -> Tensor:
-    """Attention of every sequence of the pack over itself.
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values of tokens that every sequence of a batch begins with, computed once.
+
+    Attributes:
+        length: number of tokens, P.
+        layers: per layer keys and values, each (P, kv_heads, head_dim), rotary positions applied.
+    """
+
+    length: int
+    layers: list[tuple[Tensor, Tensor]]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    runs: list[Run],
+    *,
+    causal: bool,
+    scale: float | None = None,
+    prefix: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Attention of every sequence of the pack over itself, and over a prefix that all of them share.
 
     Args:
         q: (T, heads, head_dim); k, v: (T, kv_heads, head_dim), heads a multiple of kv_heads (GQA).
         runs: where sequences begin and end, covering T.
-        causal: lower-triangular mask.
+        causal: lower-triangular mask within a sequence; a prefix is seen by all.
         scale: softmax scale, head_dim ** -0.5 by default.
+        prefix: keys and values, each (P, kv_heads, head_dim).
 
     Returns:
         (T, heads * head_dim), same dtype as q.
     """
+    parts = [_sequences(run, q, k, v) for run in runs]
+    return _joined(q, parts, causal=causal, scale=scale, prefix=prefix)
+
+
+def attend_last(
+    q: Tensor, k: Tensor, v: Tensor, runs: list[Run], *, prefix: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Like `attend` for one query per sequence, its last: q (n, heads, head_dim) -> (n, heads * head_dim)."""
+    parts, at = [], 0
+    for run in runs:
+        _, keys, values = _sequences(run, k, k, v)
+        parts.append((q[at : at + run.count].unsqueeze(2), keys, values))
+        at += run.count
+    return _joined(q, parts, causal=False, scale=None, prefix=prefix)
+
+
+def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
+    """The run's rows of each (T, heads, d) tensor as (count, heads, length, d)."""
+    return [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in tensors]
+
+
+def _joined(
+    q: Tensor,
+    parts: list[tuple[Tensor, ...]],
+    *,
+    causal: bool,
+    scale: float | None,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    grouped = q.shape[1] != k.shape[1]
-    outs = []
-    for run in runs:
-        parts = (t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in (q, k, v))
-        out = scaled_dot_product_attention(*parts, is_causal=causal, scale=scale, enable_gqa=grouped)
-        outs.append(out.transpose(1, 2).reshape(run.count * run.length, -1))
+    grouped = parts[0][0].shape[1] != parts[0][1].shape[1]
+    if prefix is None:
+        outs = [scaled_dot_product_attention(*p, is_causal=causal, scale=scale, enable_gqa=grouped) for p in parts]
+    elif q.device.type != "cpu":
+        outs = [_beside_prefix(*p, prefix, causal, scale, grouped) for p in parts]
+    else:
+        return _merged(q, parts, prefix, causal, scale)
+    outs = [o.transpose(1, 2).reshape(-1, o.shape[1] * o.shape[3]) for o in outs]
     return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _merged(
+    q: Tensor, parts: list[tuple[Tensor, ...]], prefix: tuple[Tensor, Tensor], causal: bool, scale: float | None
+) -> Tensor:
+    """Own and prefix attention apart, joined by their log-sum-exp: the prefix is read in place, never copied.
+
+    softmax over both key sets = (e^a o_a + e^b o_b) / (e^a + e^b), a and b the log-sum-exp of each
+    (Milakov and Gimelshein, arXiv 1805.02867; hydragen, arXiv 2402.05099, section 3).
+    """
+    import torch
+
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    # All queries of the pack are one long sequence to the prefix.
+    pk, pv = (t.transpose(0, 1).unsqueeze(0) for t in prefix)
+    theirs, their_lse = flash(q.transpose(0, 1).unsqueeze(0), pk, pv, is_causal=False, scale=scale)
+    outs, lses = [], []
+    for part in parts:
+        out, lse = flash(*part, is_causal=causal, scale=scale)
+        outs.append(out.transpose(1, 2).flatten(0, 1))
+        lses.append(lse.transpose(1, 2).flatten(0, 1))
+    own, own_lse = (x[0] if len(x) == 1 else torch.cat(x) for x in (outs, lses))
+    share = torch.sigmoid(their_lse[0].t() - own_lse).to(q.dtype).unsqueeze(-1)
+    return torch.lerp(own, theirs[0].transpose(0, 1), share).flatten(1)
+
+
+def _beside_prefix(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix: tuple[Tensor, Tensor],
+    causal: bool,
+    scale: float | None,
+    grouped: bool,
+) -> Tensor:
+    """One call over prefix and own keys side by side, for devices without an attention that gives its log-sum-exp."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    count, _, length, _ = q.shape
+    k, v = (
+        torch.cat((p.transpose(0, 1).unsqueeze(0).expand(count, -1, -1, -1), t), 2)
+        for p, t in zip(prefix, (k, v), strict=True)
+    )
+    mask = None
+    if causal:
+        mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - length)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
