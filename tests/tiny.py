@@ -115,6 +115,74 @@ def qwen3_embedding(folder: Path, *, eos: bool = True, st_files: bool = True, se
     return folder
 
 
+def qwen3_reranker(
+    folder: Path, *, labels: int = 0, tied: bool = True, positions: int = 8192, head: bool = True, seed: int = 0
+) -> Path:
+    """A tiny random Qwen3 with the real tokenizer: a causal LM, or with `labels` the classifier made from its rows."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=151669,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=positions,
+        tie_word_embeddings=tied,
+    )
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.1 if p.dim() > 1 else 1 + 0.1 * torch.randn_like(p))
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight")}
+    yes, no = (model.lm_head.weight[i].detach().float() for i in (9693, 2152))
+    config.architectures = ["Qwen3ForCausalLM"]
+    if labels:
+        tensors.pop("lm_head.weight", None)
+        tensors["score.weight"] = (yes - no)[None] if labels == 1 else torch.stack((no, yes))
+        config.architectures = ["Qwen3ForSequenceClassification"]
+        config.num_labels = labels
+        config.pad_token_id = 151643
+    if not head:
+        tensors = {k: v for k, v in tensors.items() if k not in ("score.weight", "lm_head.weight")}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config.save_pretrained(folder)
+    qwen3_tokenizer(folder, eos=False)
+    return folder
+
+
+def cross_encoder(folder: Path, *, labels: int = 1, family: str = "bert", seed: int = 0) -> Path:
+    """A tiny random BERT or ELECTRA cross-encoder with MiniLM's tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, ElectraConfig, ElectraForSequenceClassification
+
+    torch.manual_seed(seed)
+    shape = {
+        "vocab_size": 30522,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "num_labels": labels,
+    }
+    if family == "bert":
+        model = BertForSequenceClassification(BertConfig(**shape))
+    else:
+        model = ElectraForSequenceClassification(ElectraConfig(embedding_size=32, **shape))
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copyfile(minilm() / name, folder / name)
+    return folder
+
+
 def tiny_bert(folder: Path, pooling: str = "mean", *, seed: int = 0) -> Path:
     """A tiny random BERT in sentence-transformers layout, with MiniLM's tokenizer."""
     import torch

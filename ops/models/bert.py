@@ -56,9 +56,10 @@ class BertEncoder:
             return weights.take(name, dtype, shape, device)
 
         self.words = take("embeddings.word_embeddings.weight", config["vocab_size"], h)
-        # Every token is of type 0, so the type vector is added to the positions once.
+        # Most tokens are of type 0, so its vector is added to the positions once; others add the difference.
         types = take("embeddings.token_type_embeddings.weight", config["type_vocab_size"], h)
         self.positions = take("embeddings.position_embeddings.weight", self.max_positions, h) + types[0]
+        self.types = types - types[0]
         self.norm = (take("embeddings.LayerNorm.weight", h), take("embeddings.LayerNorm.bias", h))
         self.layers: list[dict[str, Any]] = []
         for i in range(config["num_hidden_layers"]):
@@ -82,13 +83,15 @@ class BertEncoder:
         self.matmul_parameters = sum(w[n].parameters for w in self.layers for n in ("qkv", "out", "up", "down"))
         self.parameters = self.matmul_parameters + self.words.numel() + self.positions.numel()
 
-    def hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
-        """Last hidden states of a packed batch: ids (T,) int64 -> (T, hidden_size)."""
+    def hidden(self, ids: Tensor, lengths: list[int], types: Tensor | None = None) -> Tensor:
+        """Last hidden states of a packed batch: ids (T,) int64 -> (T, hidden_size); `types` (T,) 0 or 1, for pairs."""
         from torch.nn import functional as F
 
         size, heads = (self.hidden_size,), self.heads
         runs = runs_of(lengths)
         x = F.embedding(ids, self.words) + F.embedding(positions_of(lengths, self.device), self.positions)
+        if types is not None:
+            x += F.embedding(types, self.types)
         x = F.layer_norm(x, size, *self.norm, self.eps)
         for w in self.layers:
             q, k, v = w["qkv"](x).unflatten(-1, (3 * heads, -1)).chunk(3, dim=1)

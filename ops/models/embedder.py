@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import QwenchError
 from ..text.prompts import EMBED_EOS
-from .device import Choice, steady_heap, pick_threads
+from .device import Choice, pick_threads, steady_heap
 from .hub import Checkpoint
 from .load import Loaded, load_encoder
 from .pooling import Dense, pool
@@ -19,6 +19,7 @@ from .tokenizer import TextTokenizer
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedSettings:

@@ -19,41 +19,73 @@ class GenericEncoder:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], dtype: dtype, device: str = "cpu") -> None:
-        from transformers import AutoModel
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            self.model, info = AutoModel.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True, use_safetensors=True
-            )
-        except (ValueError, OSError, RuntimeError) as error:
-            line = str(error).strip().splitlines()[0][:200]
-            raise QwenchError(f"transformers cannot load the model ({line}): `{folder}`") from error
-        # Pooling heads that sentence embeddings never read may be missing without harm.
-        bad = {k: sorted(n for n in info[k] if "pooler" not in str(n)) for k in ("missing_keys", "mismatched_keys")}
-        for kind, names in bad.items():
-            if names:
-                raise QwenchError(
-                    f"weights would be random ({kind.replace('_keys', '')}): `{names[0]}` and {len(names) - 1} more"
-                    f" in `{folder}`",
-                    "use a complete checkpoint",
-                )
+        self.model, self.unexpected = _pretrained("AutoModel", folder, dtype, may_lack="pooler")
         self.model.to(device).eval()
         self.device, self.causal = device, False
         self.hidden_size: int = self.model.config.hidden_size
         self.max_positions: int = _positions(config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.unexpected = sorted(map(str, info["unexpected_keys"]))
 
     def hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
         """Last hidden states of a packed batch: ids (T,) int64 -> (T, hidden_size)."""
-        from torch.nn.utils.rnn import pad_sequence
-
-        rows = pad_sequence(list(ids.split(lengths)), batch_first=True)
-        mask = pad_sequence([ids.new_ones(n) for n in lengths], batch_first=True)
+        rows, mask = _padded(ids, lengths)
         return self.model(input_ids=rows, attention_mask=mask).last_hidden_state[mask.bool()]
+
+
+class GenericClassifier:
+    """A transformers sequence classifier for pairs, on right-padded batches.
+
+    Raises:
+        QwenchError: as GenericEncoder; a missing head counts as a missing weight.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], dtype: dtype, device: str = "cpu") -> None:
+        self.model, self.unexpected = _pretrained("AutoModelForSequenceClassification", folder, dtype)
+        self.model.to(device).eval()
+        self.device = device
+        self.max_positions: int = _positions(config)
+        self.typed = int(config.get("type_vocab_size") or 0) > 1
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def logits(self, ids: Tensor, lengths: list[int], types: Tensor) -> Tensor:
+        """Label logits of packed pairs: ids and types (T,) int64 -> (n, labels) float32."""
+        rows, mask = _padded(ids, lengths)
+        more = {"token_type_ids": _padded(types, lengths)[0]} if self.typed else {}
+        return self.model(input_ids=rows, attention_mask=mask, **more).logits.float()
+
+
+def _padded(ids: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """(n, longest) rows and their mask."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    mask = pad_sequence([ids.new_ones(n) for n in lengths], batch_first=True)
+    return pad_sequence(list(ids.split(lengths)), batch_first=True), mask
+
+
+def _pretrained(auto: str, folder: Path, dtype: dtype, may_lack: str | None = None) -> tuple[Any, list[str]]:
+    """(model, names of weights it has no use for), by a transformers auto class."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = getattr(transformers, auto).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, use_safetensors=True
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise QwenchError(f"transformers cannot load the model ({line}): `{folder}`") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        # A pooling head that sentence embeddings never read may be missing without harm.
+        names = sorted(str(n) for n in info[kind] if not (may_lack and may_lack in str(n)))
+        if names:
+            raise QwenchError(
+                f"weights would be random ({kind.replace('_keys', '')}): `{names[0]}` and {len(names) - 1} more"
+                f" in `{folder}`",
+                "use a complete checkpoint",
+            )
+    return model, sorted(map(str, info["unexpected_keys"]))
 
 
 def _positions(config: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +14,42 @@ from .st_layout import DECODERS, read_json
 from .weights import Weights
 
 if TYPE_CHECKING:
+    from torch import dtype
+
     from .bert import BertEncoder
     from .decoder import DecoderEncoder
     from .generic import GenericEncoder
 
 
+#: takes the weights of a head before the account is closed: (weights, config, dtype, device) -> the head
+Head = Callable[[Weights, dict[str, Any], "dtype", str], Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An encoder with the choices made while loading it."""
+    """An encoder with the choices made while loading it.
+
+    Attributes:
+        head: what the `head` function of `load_encoder` returned; None for a GenericEncoder, which has its own.
+    """
 
     encoder: BertEncoder | DecoderEncoder | GenericEncoder
     config: dict[str, Any]
     device: Choice
     dtype: Choice
     engine: Choice
+    head: Any = None
 
 
 def load_encoder(
-    checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", quantize: str = "none"
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
+    head: Head | None = None,
 ) -> Loaded:
-    """Load a text encoder.
+    """Load a text encoder, with a score head where a `head` function takes one.
 
     BERT and Qwen/Llama decoders run on this package's packed code; everything else on transformers.
 
@@ -43,8 +60,8 @@ def load_encoder(
 
     if checkpoint.kind == "gguf" or checkpoint.path.is_file():
         raise QwenchError(
-            f"GGUF files cannot be embedded with yet: `{checkpoint.name}`",
-            "use the safetensors version of the model, or `minilm`",
+            f"GGUF files cannot be read here yet: `{checkpoint.name}`",
+            "use the safetensors version of the model",
         )
     folder = checkpoint.path
     config = read_json(folder / "config.json")
@@ -57,32 +74,42 @@ def load_encoder(
         from . import decoder as family
         from .decoder import DecoderEncoder as Encoder
     else:
-        return _generic(checkpoint, config, where, dtype, quantize, f"model_type `{kind}` runs on transformers")
+        return _generic(checkpoint, config, where, dtype, quantize, head, f"model_type `{kind}` runs on transformers")
     if reason := family.supports(config):
-        return _generic(checkpoint, config, where, dtype, quantize, f"{reason} runs on transformers")
+        return _generic(checkpoint, config, where, dtype, quantize, head, f"{reason} runs on transformers")
     weights = Weights(folder, family.PREFIXES)
     if quantize != "none" and dtype == "auto":
         numbers = Choice("float32", f"what --quantize {quantize} computes its activations in")
     else:
         numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
     linear = linear_maker(quantize, where.value)
+    taken = None
     try:
+        if head is not None:
+            taken = head(weights, config, getattr(torch, numbers.value), where.value)
         encoder = Encoder(config, weights, getattr(torch, numbers.value), where.value, linear)
     except KeyError as error:
         raise QwenchError(f"config.json lacks {error}: `{folder}`", "download or copy the model again") from error
     weights.close(family.UNUSED)
-    return Loaded(encoder, config, where, numbers, Choice("packed", f"{kind} runs without padding"))
+    return Loaded(encoder, config, where, numbers, Choice("packed", f"{kind} runs without padding"), taken)
 
 
 def _generic(
-    checkpoint: Checkpoint, config: dict[str, Any], where: Choice, dtype: str, quantize: str, reason: str
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    where: Choice,
+    dtype: str,
+    quantize: str,
+    head: Head | None,
+    reason: str,
 ) -> Loaded:
     import torch
 
-    from .generic import GenericEncoder
+    from .generic import GenericClassifier, GenericEncoder
 
     if quantize != "none":
         raise QwenchError(f"--quantize is not there for this architecture ({reason})", "leave it out")
     numbers = pick_dtype(dtype, where.value, Weights(checkpoint.path).stored_dtype)
-    encoder = GenericEncoder(checkpoint.path, config, getattr(torch, numbers.value), where.value)
+    model = GenericEncoder if head is None else GenericClassifier
+    encoder = model(checkpoint.path, config, getattr(torch, numbers.value), where.value)
     return Loaded(encoder, config, where, numbers, Choice("transformers", reason))

@@ -68,6 +68,23 @@ class TextTokenizer:
         """Content ids with the special ids around them, each exactly once."""
         return [*self.before, *content, *self.after]
 
+    def pair_ids(self) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
+        """Special ids before, between and after the two texts of a pair, and the token types of the texts.
+
+        Raises:
+            QwenchError: the tokenizer does not know pairs.
+        """
+        a, b = "a", "b"
+        left, right = self.ids([a, b])
+        pair = self.backend.encode(a, b)
+        ids = list(pair.ids)
+        i = next((n for n in range(len(ids)) if ids[n : n + len(left)] == left), -1)
+        j = next((n for n in range(i + len(left), len(ids)) if ids[n : n + len(right)] == right), -1)
+        if i < 0 or j <= i + len(left):
+            raise QwenchError("the tokenizer puts nothing between the texts of a pair", "this is no cross-encoder's")
+        types = (pair.type_ids[i], pair.type_ids[j])
+        return ids[:i], ids[i + len(left) : j], ids[j + len(right) :], types
+
     def token_id(self, token: str) -> int | None:
         """Id of a token by its text, None when the vocabulary lacks it."""
         return self.backend.token_to_id(token)

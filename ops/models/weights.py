@@ -104,6 +104,29 @@ class Weights:
             )
         return tensor.to(device=device, dtype=dtype)
 
+    def stored_name(self, name: str) -> str | None:
+        """The name in the file, prefix included; None when it is not there."""
+        return self._names[name][1] if name in self._names else None
+
+    def rows(self, name: str, rows: list[int]) -> Tensor:
+        """Some rows of a matrix as float32, reading no others; the name stays in the account.
+
+        Raises:
+            QwenchError: the name is not in the checkpoint.
+        """
+        import torch
+
+        if name not in self._names:
+            raise QwenchError(
+                f"the checkpoint lacks a weight of its architecture: `{name}` in `{self.folder}`",
+                "it would be random; use a complete checkpoint",
+            )
+        file, full = self._names[name]
+        part = file.get_slice(full)  # type: ignore[attr-defined]
+        if rows and max(rows) >= part.get_shape()[0]:
+            raise QwenchError(f"weight `{full}` has {part.get_shape()[0]} rows, and row {max(rows)} is needed")
+        return torch.cat([part[r : r + 1] for r in rows]).float()
+
     def close(self, unused: Iterable[str] = ()) -> list[str]:
         """End of loading. Returns the names left aside on purpose (those that start with one of `unused`).
 
