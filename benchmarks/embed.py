@@ -41,8 +41,8 @@ def texts(count: int) -> list[str]:
     return found[:count]
 
 
-def make_qwen3(folder: Path, tokenizer: Path, **shape: int) -> None:
-    """A random Qwen3-Embedding-layout checkpoint of the given shape."""
+def make_qwen3(folder: Path, tokenizer: Path, *, reranker: bool = False, **shape: int) -> None:
+    """A random checkpoint of the given shape, in the layout of Qwen3-Embedding or of Qwen3-Reranker."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     os.environ["QWENCH_REFERENCE"] = str(tokenizer.parent)
     import torch
@@ -55,10 +55,15 @@ def make_qwen3(folder: Path, tokenizer: Path, **shape: int) -> None:
     torch.manual_seed(0)
     model = Qwen3Model(config)
     folder.mkdir(parents=True)
-    save_file(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    prefix = "model." if reranker else ""
+    tensors = {prefix + k: v for k, v in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config.architectures = ["Qwen3ForCausalLM"]
     config.save_pretrained(folder)
-    tiny.qwen3_tokenizer(folder)
+    tiny.qwen3_tokenizer(folder, eos=not reranker)
+    if reranker:
+        (folder / "chat_template.jinja").write_text(tiny.RERANK_CHAT_TEMPLATE)
+        return
     tiny.write_st_files(folder, "lasttoken", config.hidden_size, {"query": QUERY, "document": ""}, 512)
 
 

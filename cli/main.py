@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..ops import settings
-from . import config, embed, models, out, search
+from . import config, embed, models, out, rerank, search
 from .errors import boundary
 
 EPILOG = """\b
@@ -21,6 +21,7 @@ exit codes: 0 done, 1 failed, 2 usage, 3 ran and the answer is no, 130 interrupt
 COMMANDS = [
     ("embed", embed.embed, embed.EPILOG, "Find things"),
     ("search", search.search, search.EPILOG, "Find things"),
+    ("rerank", rerank.rerank, rerank.EPILOG, "Find things"),
     ("models", models.models, models.EPILOG, "This machine"),
     ("config", config.config, config.EPILOG, "This machine"),
 ]

@@ -108,17 +108,8 @@ def test_equals_sentence_transformers(folder: Path, tmp_path: Path) -> None:
 
     from sentence_transformers import CrossEncoder
 
-    template = (
-        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-        "<Instruct>: {{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first | "
-        "default('Given a web search query, retrieve relevant passages that answer the query') }}\n"
-        "<Query>: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
-        "<Document>: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
-        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n\n"
-    )
     shutil.copytree(folder, tmp_path / "m")
-    (tmp_path / "m" / "chat_template.jinja").write_text(template)
+    (tmp_path / "m" / "chat_template.jinja").write_text(tiny.RERANK_CHAT_TEMPLATE)
     documents = texts(12, 300)
     ours = load(tmp_path / "m")
     assert ours.choices["prompt"].reason == "the checkpoint's chat template"

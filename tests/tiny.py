@@ -11,6 +11,17 @@ import pytest
 
 REFERENCE = Path(os.environ.get("QWENCH_REFERENCE") or Path(__file__).parents[2] / "shared" / "reference")
 
+#: a template of the newer checkpoint files, with roles query and document
+RERANK_CHAT_TEMPLATE = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first | "
+    "default('Given a web search query, retrieve relevant passages that answer the query') }}\n"
+    "<Query>: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}\n"
+    "<Document>: {{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n\n"
+)
+
 
 def reference(name: str) -> Path:
     """A folder of the reference data; the test is skipped where there is none."""

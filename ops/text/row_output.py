@@ -87,6 +87,7 @@ class RowOutput:
             row=number,
             row_id=row_id,
             extra=extra,
+            field=self.field,
         )
 
     def trouble(self, place: int, what: str, *, counted: bool = False, empty: bool = False) -> Iterator[Warned]:

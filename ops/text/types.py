@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 
@@ -37,6 +38,7 @@ class Document:
         row: 1-based row number (line number for .jsonl) for rows of a table, else None.
         row_id: value of the id field for rows, else None.
         extra: carried columns of a row, JSON-able.
+        field: name of the column that holds the text, for rows.
         segments: opens the source and yields its segments in order; may raise QwenchError if it changed or vanished.
     """
 
@@ -48,7 +50,8 @@ class Document:
     spans: str = "file"
     row: int | None = None
     row_id: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = dataclass_field(default_factory=dict)
+    field: str | None = None
 
     @property
     def key(self) -> str:

@@ -1,0 +1,194 @@
+"""`qwench rerank`: candidates in, best first out."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from . import hits, out
+from .errors import ExitCode
+from .options import Device, Dtype, Json, KeepGoing, Model, Offline, Quiet, Revision, Threads, Verbose
+
+EPILOG = """\b
+examples:
+  rg -l TODO . | qwench rerank "error handling" - --top 5
+  qwench rerank "what is qwench?" README.md docs --scores
+  qwench rerank "refund policy" tickets.jsonl --text-field body --min-score 0.5 --json
+"""
+
+FORMATS = ("text", "json", "trec")
+Words = Annotated[str, typer.Argument(help="The question.", show_default=False)]
+Files = Annotated[list[str] | None, typer.Argument(help="Files, folders, or - for standard input.", show_default=False)]
+
+
+def rerank(
+    query: Words = "",
+    files: Files = None,
+    model: Model = "Qwen/Qwen3-Reranker-0.6B",
+    revision: Revision = None,
+    offline: Offline = False,
+    kind: Annotated[str, typer.Option(help="auto, lm, classifier or cross-encoder.")] = "auto",
+    instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models with a prompt.")] = None,
+    queries: Annotated[str | None, typer.Option(help="File of queries: id TAB text, or JSON lines.")] = None,
+    run: Annotated[str | None, typer.Option(help="TREC run to rank anew; FILES are its corpus.")] = None,
+    input: Annotated[str, typer.Option(help="Standard input holds lines, paths or json; auto looks.")] = "auto",
+    nul: Annotated[bool, typer.Option("-0", help="Standard input names files, NUL-separated.")] = False,
+    text_field: Annotated[str | None, typer.Option(help="Column with the text, for rows.")] = None,
+    id_field: Annotated[str | None, typer.Option(help="Column that names a row.")] = None,
+    whole: Annotated[
+        bool | None,
+        typer.Option(
+            "--whole/--passages", help="One candidate per file, or passages; folders are cut.", show_default=False
+        ),
+    ] = None,
+    chunk_tokens: Annotated[int, typer.Option(min=0, help="Tokens per passage, 0 for 512.")] = 0,
+    include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; repeatable.")] = None,
+    top: Annotated[int, typer.Option("--top", "-n", min=0, help="Most results per query, 0 for all.")] = 0,
+    min_score: Annotated[float | None, typer.Option(help="Least score; exit 3 when nothing has it.")] = None,
+    stable: Annotated[bool, typer.Option("--stable", help="Keep the order of the input.")] = False,
+    format: Annotated[str, typer.Option(help="text, json or trec.")] = "text",
+    scores: Annotated[bool, typer.Option("--scores", help="Text format: the score before each line.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also margin, tokens and time of each document.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest input, prompt included.", show_default=False)] = None,
+    long: Annotated[str, typer.Option(help="Longer documents: truncate, max (best window) or error.")] = "truncate",
+    quantize: Annotated[str, typer.Option(help="none, or int8: faster on the CPU, a little less exact.")] = "none",
+    batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, 0 for auto.")] = 0,
+    selftest: Annotated[bool, typer.Option("--selftest", help="Test the model on the published pairs.")] = False,
+    keep_going: KeepGoing = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Rank lines, files, passages or rows by what they say about a query.
+
+    Prints the candidates best first, as they came; exit code 3 when nothing passes.
+    """
+    from ..ops import rerank as op
+    from ..ops.errors import QwenchError
+    from ..ops.models.reranker import RerankSettings
+    from ..ops.text.candidates import CandidateOptions
+    from ..ops.text.documents import ReadOptions
+
+    streams = out.start(json, quiet, verbose)
+    if format not in FORMATS:
+        raise QwenchError(f"unknown --format: `{format}`", f"use {', '.join(FORMATS)}", ExitCode.USAGE)
+    paths = list(files or ())
+    if queries is not None and query:
+        # With a file of queries, the first argument is a candidate too.
+        paths.insert(0, query)
+        query = ""
+    if not paths and not nul and not selftest and sys.stdin.isatty():
+        raise QwenchError(
+            "no candidates given", "name files or folders, or pipe lines into standard input", ExitCode.USAGE
+        )
+    options = op.RerankOptions(
+        query=query,
+        model=model,
+        revision=revision,
+        offline=offline,
+        queries=queries,
+        run=run,
+        candidates=CandidateOptions(
+            paths=tuple(paths) or ("-",),
+            input=input,
+            nul=nul,
+            whole=whole,
+            read=ReadOptions(
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+                text_field=text_field,
+                id_field=id_field,
+            ),
+        ),
+        top=top,
+        min_score=min_score,
+        stable=stable,
+        keep_going=keep_going,
+        chunk_tokens=chunk_tokens,
+        settings=RerankSettings(
+            instruction=instruction,
+            kind=kind,
+            max_tokens=max_tokens,
+            long=long,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            threads=threads,
+            batch_tokens=batch_tokens,
+        ),
+    )
+    if selftest:
+        _selftest(streams, op.selftest(options))
+        return
+    many = queries is not None
+    show = {
+        "json": lambda row: streams.document(_object(row, many, explain)),
+        "trec": lambda row: streams.data(_trec(row)),
+        "text": lambda row: _text(streams, row, many, scores, explain),
+    }["json" if json and format == "text" else format]
+    result = streams.run(op.rerank(options, sys.stdin.buffer), show)
+    if result["pairs"]:
+        streams.talk(_done(result))
+    if result["failed"] and not keep_going:
+        raise typer.Exit(ExitCode.FAILED)
+    if not result["passed"]:
+        streams.talk("nothing passes" if result["documents"] else "nothing to rank: the input is empty")
+        raise typer.Exit(ExitCode.NO)
+
+
+def _object(row: dict[str, Any], many: bool, explain: bool) -> dict[str, Any]:
+    """The candidate's own object with what was found; score and rank of an earlier search keep a name."""
+    record = dict(row["record"])
+    for name in ("score", "rank"):
+        if name in record:
+            record[f"search_{name}"] = record.pop(name)
+    record |= {name: row[name] for name in ("score", "rank", "tokens", "truncated")}
+    if many:
+        record["query_id"] = row["query_id"]
+    if explain:
+        record |= {"margin": row["margin"], "seconds": round(row["seconds"], 6)}
+    return record
+
+
+def _trec(row: dict[str, Any]) -> str:
+    return f"{row['query_id']} Q0 {'_'.join(row['doc_id'].split())} {row['rank']} {row['score']:.6f} qwench"
+
+
+def _text(streams: out.Out, row: dict[str, Any], many: bool, scores: bool, explain: bool) -> None:
+    columns = [row["query_id"]] if many else []
+    if scores or explain:
+        columns.append(f"{row['score']:.4f}")
+    if explain:
+        columns += [f"{row['margin']:+.3f}", str(row["tokens"]), f"{row['seconds'] * 1000:.0f}ms"]
+        columns += ["cut"] if row["truncated"] else []
+    if row["kind"] == "passage" and not columns:
+        hits.show(streams, {"row": None, "score": row["score"], **row["record"]}, False, set())
+    else:
+        streams.data("\t".join([*columns, row["label"]]))
+
+
+def _done(result: dict[str, Any]) -> str:
+    line = (
+        f"{result['pairs']} ranked in {out.clock(result['seconds'])}, {result['documents_per_second']:.1f} documents/s"
+    )
+    return line + (f", {result['failed']} inputs left out" if result["failed"] else "")
+
+
+def _selftest(streams: out.Out, events: Any) -> None:
+    result = streams.run(events)
+    if streams.json:
+        streams.document(result)
+    else:
+        for row in result["rows"]:
+            verdict = "right" if row["right"] else "WRONG"
+            streams.data(f"{verdict}\t{row['own']:.4f} > {row['other']:.4f}\t{row['how']}\t{row['query']}")
+    if not result["right"]:
+        streams.talk(
+            f"`{result['model']}` ranks the published pairs in the wrong order: a wrong template, a damaged head, "
+            "or not a reranker"
+        )
+        raise typer.Exit(ExitCode.NO)
