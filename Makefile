@@ -34,6 +34,7 @@ docs: $(STAMP)
 
 bench: $(DEMO)
 	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/rerank.py --only small
 
 clean:
 	rm -rf .venv build demo *.egg-info

@@ -164,7 +164,7 @@ def _text(streams: out.Out, row: dict[str, Any], many: bool, scores: bool, expla
         columns.append(f"{row['score']:.4f}")
     if explain:
         columns += [f"{row['margin']:+.3f}", str(row["tokens"]), f"{row['seconds'] * 1000:.0f}ms"]
-        columns += ["cut"] if row["truncated"] else []
+        columns.append("cut" if row["truncated"] else "whole")
     if row["kind"] == "passage" and not columns:
         hits.show(streams, {"row": None, "score": row["score"], **row["record"]}, False, set())
     else:

@@ -31,6 +31,10 @@ def search(
         typer.Option("--model", "-m", help="Refuse any other than this model.", autocompletion=complete_model),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Instruction for the query, for models that take one.")] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="Put the best hits in order with this reranker.", autocompletion=complete_model)
+    ] = None,
+    rerank_from: Annotated[int, typer.Option(min=1, help="With --rerank: hits it is given.")] = 50,
     optimize: Annotated[bool, typer.Option("--optimize", help="Build an approximate index first.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --optimize: also below 100,000 passages.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Do not use an approximate index.")] = False,
@@ -76,6 +80,8 @@ def search(
         threads=threads,
         mark=mark and not files_only,
         exact=exact,
+        rerank=rerank,
+        rerank_from=rerank_from,
     )
     seen: set[str] = set()
     result = streams.run(op.search(options), lambda hit: hits.show(streams, hit, files_only, seen))

@@ -120,13 +120,15 @@ def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
 
     queries = _queries(options)
     run = read_run(options.run) if options.run else None
+    wanted = {d for documents in run.values() for d in documents} if run else None
     checkpoint = resolve(options.model, options.revision, options.offline)
     loaded = cache(lambda: Reranker(checkpoint, options.settings or RerankSettings()))
     yield Started("read", None, "")
     spool, failed = Spool(), 0
     for event in read_candidates(options.candidates, stdin, cache(lambda: _cutting(loaded(), queries, options))):
         if isinstance(event, Candidate):
-            spool.add(event)
+            if wanted is None or event.doc_id in wanted:
+                spool.add(event)
             continue
         if isinstance(event, Warned) and event.failed:
             if not options.keep_going:
@@ -197,8 +199,7 @@ class _Plan:
 def _plan(queries: list[tuple[str, str]], run: dict[str, list[str]] | None, spool: Spool) -> _Plan:
     if run is None:
         return _Plan({name: range(len(spool)) for name, _ in queries}, [])
-    wanted = {d for documents in run.values() for d in documents}
-    at = {c.doc_id: i for i in range(len(spool)) if (c := spool[i]).doc_id in wanted}
+    at = {spool[i].doc_id: i for i in range(len(spool))}
     names = list(run) if len(queries) == 1 and queries[0][0] not in run and len(run) == 1 else [n for n, _ in queries]
     plan, missing = {}, []
     for (name, _), key in zip(queries, names, strict=True):
@@ -246,10 +247,8 @@ def _scores(model: Reranker, queries: list[tuple[str, str]], tables: dict[str, T
             for name, text in group:
                 question = model.question(text)
                 results = [Scored(i) for i in range(len(texts))]
-                left = [0] * len(texts)
-                for index, _ in model.scored(question, texts, ids, results):
-                    left[index] += 1
-                    if left[index] == 1:
+                for index in model.scored(question, texts, ids, results):
+                    if results[index].windows == 1:
                         done += 1
                         speed = done / max(time.monotonic() - begun, 1e-6)
                         yield Advanced("rerank", 1, detail=f"{speed:.1f} documents/s")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import QwenchError
-from .events import Chose, Events, Finished, Produced, Started, Warned
+from .events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .text.sentences import sentence_spans
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class SearchOptions:
         task: instruction for the query instead of the index's own.
         mark: find the sentence of each passage that fits the query best.
         exact: do not use an approximate index.
+        rerank: a reranker that puts the best hits in order; `score` is then its score.
+        rerank_from: hits it is given.
     """
 
     index: str
@@ -46,6 +49,8 @@ class SearchOptions:
     threads: int = 0
     mark: bool = True
     exact: bool = False
+    rerank: str | None = None
+    rerank_from: int = 50
 
 
 def search(options: SearchOptions) -> Events:
@@ -75,18 +80,41 @@ def search(options: SearchOptions) -> Events:
     yield Started("search", None, "")
     hits = index.search(
         vector,
-        options.k,
+        max(options.k, options.rerank_from) if options.rerank else options.k,
         min_score=options.min_score,
         where=options.filter,
         path_glob=options.where_path,
         text=options.query if options.hybrid else None,
         exact=options.exact,
     )
+    if options.rerank and hits:
+        hits = yield from _reranked(options, hits)
     if options.mark:
         _mark(model, vector, hits)
     for rank, hit in enumerate(hits, 1):
         yield Produced({"rank": rank, **hit})
     yield Finished({"schema": 1, "index": options.index, "query": options.query, "hits": len(hits)})
+
+
+def _reranked(options: SearchOptions, hits: list[dict[str, Any]]) -> Generator[Event, None, list[dict[str, Any]]]:
+    """The k best hits by a reranker; their cosine similarity stays as `search_score`."""
+    from .models.hub import resolve
+    from .models.reranker import Reranker, RerankSettings, Scored
+
+    yield Started("load", None, "")
+    settings = RerankSettings(device=options.device, dtype=options.dtype, threads=options.threads)
+    reranker = Reranker(resolve(options.rerank, None, options.offline), settings)
+    yield Chose("rerank", reranker.choices["kind"].value, reranker.choices["kind"].reason)
+    yield Started("rerank", len(hits), "")
+    question = reranker.question(options.query)
+    results = [Scored(i) for i in range(len(hits))]
+    for _ in reranker.scored(question, [hit["text"] for hit in hits], None, results):
+        yield Advanced("rerank", 1)
+    cut = sum(r.truncated for r in results)
+    if cut:
+        yield Warned("truncated", f"{cut} passages were cut to fit {reranker.max_tokens} tokens of the reranker")
+    results.sort(key=lambda r: (-r.score, r.index))
+    return [hits[r.index] | {"search_score": hits[r.index]["score"], "score": r.score} for r in results[: options.k]]
 
 
 def load_for(fingerprint: Fingerprint, options: SearchOptions) -> Embedder:

@@ -148,14 +148,14 @@ class Reranker:
             QwenchError: a document is too long and `long` is `error`.
         """
         results = [Scored(i) for i in range(len(texts))]
-        for index, _ in self.scored(question, texts, ids, results):
-            assert results[index].windows
+        for _ in self.scored(question, texts, ids, results):
+            pass
         return results
 
     def scored(
         self, question: Question, texts: list[str], ids: list[list[int]] | None, results: list[Scored]
-    ) -> Iterator[tuple[int, int]]:
-        """Fill `results` batch by batch: yields (document index, tokens read) after each input."""
+    ) -> Iterator[int]:
+        """Fill `results` batch by batch: yields the document's index after each of its windows."""
         ids = self.scorer.join(question, texts, self.documents(texts) if ids is None else ids)
         room = self.max_tokens - question.fixed
         inputs: list[tuple[int, list[int]]] = []
@@ -172,7 +172,7 @@ class Reranker:
             for b, margin in zip(batch, margins[:, 0].tolist(), strict=True):
                 index, row = inputs[b]
                 self._add(results[index], margin, question.fixed + len(row), each * lengths[b])
-                yield index, lengths[b]
+                yield index
 
     @property
     def _own(self) -> int:
