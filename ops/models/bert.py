@@ -42,7 +42,6 @@ class BertEncoder:
     def __init__(
         self, config: dict[str, Any], weights: Weights, dtype: dtype, device: str = "cpu", linear: Maker = Linear
     ) -> None:
-        import torch
 
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
@@ -68,8 +67,8 @@ class BertEncoder:
             self.layers.append(
                 {
                     "qkv": linear(
-                        torch.cat([take(f"{n}.weight", h, h) for n in qkv]),
-                        torch.cat([take(f"{n}.bias", h) for n in qkv]),
+                        weights.joined({f"{n}.weight": (h, h) for n in qkv}, dtype, device),
+                        weights.joined({f"{n}.bias": (h,) for n in qkv}, dtype, device),
                     ),
                     "out": linear(take(f"{at}output.dense.weight", h, h), take(f"{at}output.dense.bias", h)),
                     "norm1": (take(f"{at}output.LayerNorm.weight", h), take(f"{at}output.LayerNorm.bias", h)),

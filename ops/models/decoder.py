@@ -75,18 +75,19 @@ class DecoderEncoder:
         def take(name: str, *shape: int) -> Tensor:
             return weights.take(name, dtype, shape, device)
 
+        def joined(parts: dict[str, tuple[int, ...]]) -> Tensor:
+            return weights.joined(parts, dtype, device)
+
         self.words = take("embed_tokens.weight", config["vocab_size"], h)
         self.norm = take("norm.weight", h)
         self.layers: list[dict[str, Any]] = []
         sizes = {"q": self.heads * d, "k": self.kv_heads * d, "v": self.kv_heads * d}
         for i in range(config["num_hidden_layers"]):
             at, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."
-            qkv_b = torch.cat([take(f"{at}{n}_proj.bias", size) for n, size in sizes.items()]) if bias else None
+            qkv_b = joined({f"{at}{n}_proj.bias": (size,) for n, size in sizes.items()}) if bias else None
             self.layers.append(
                 {
-                    "qkv": linear(
-                        torch.cat([take(f"{at}{n}_proj.weight", size, h) for n, size in sizes.items()]), qkv_b
-                    ),
+                    "qkv": linear(joined({f"{at}{n}_proj.weight": (size, h) for n, size in sizes.items()}), qkv_b),
                     "qk_norm": self._qk_norm(take(f"{at}q_norm.weight", d), take(f"{at}k_norm.weight", d))
                     if qk_norm
                     else None,
@@ -95,7 +96,7 @@ class DecoderEncoder:
                     ),
                     "norm1": take(f"layers.{i}.input_layernorm.weight", h),
                     "norm2": take(f"layers.{i}.post_attention_layernorm.weight", h),
-                    "gate_up": linear(torch.cat([take(f"{mlp}{n}_proj.weight", ff, h) for n in ("gate", "up")]), None),
+                    "gate_up": linear(joined({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),
                     "down": linear(take(f"{mlp}down_proj.weight", h, ff), None),
                 }
             )

@@ -44,7 +44,7 @@ class Schedule:
         elif small:
             self.choice = Choice(1_024, "activations stay in the cache")
         else:
-            self.choice = Choice(2_048, "large enough to read the weights rarely")
+            self.choice = Choice(4_096, "large enough to read the weights rarely")
         self.batch_tokens: int = self.choice.value
         self._smaller = threading.Lock()
 

@@ -2,71 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoint.reader import Source
 from ..errors import QwenchError
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the checkpoint, from the index where there is one.
-
-    Raises:
-        QwenchError: no weights, a pickle-only checkpoint, or an index that names a missing file.
-    """
-    index = folder / "model.safetensors.index.json"
-    if (single := folder / "model.safetensors").is_file():
-        return [single]
-    if not index.is_file():
-        if any(folder.glob("*.bin")):
-            raise QwenchError(
-                f"only pickle weights (.bin) are there, which can run code when opened: `{folder}`",
-                "download the safetensors version of the model",
-            )
-        raise QwenchError(f"no model.safetensors in the model folder: `{folder}`", "check the folder, or its download")
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise QwenchError(f"the weight index cannot be read: `{index}`", "download the model again") from error
-    for name in names:
-        if not (folder / name).is_file():
-            raise QwenchError(
-                f"the weight index names a file that is missing: `{folder / name}`", "download the model again"
-            )
-    return [folder / name for name in names]
-
-
 class Weights:
-    """Tensors of a folder, read lazily from its safetensors files.
+    """Tensors of a checkpoint, taken one by one and let go of in the mapped file.
 
     `take` removes a name from the account; `close` fails when something was left that nobody asked for.
 
     Args:
         folder: the checkpoint folder.
         prefixes: name prefixes to strip (`model.`, `bert.`): the first that fits some tensor is used for those.
+
+    Raises:
+        QwenchError: see Source.
     """
 
     def __init__(self, folder: Path, prefixes: Iterable[str] = ()) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self.folder = folder
-        self._names: dict[str, tuple[object, str]] = {}
+        self._reader = Source(folder).reader
+        self._names: dict[str, str] = {}
         prefixes = tuple(prefixes)
-        for path in weight_files(folder):
-            try:
-                file = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise QwenchError(
-                    f"the weight file is damaged ({error}): `{path}`", "download or copy the model again"
-                ) from error
-            for name in file.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                bare = next((name[len(p) :] for p in prefixes if name.startswith(p)), name)
-                self._names[bare] = (file, name)
+        for name in self._reader.infos:
+            bare = next((name[len(p) :] for p in prefixes if name.startswith(p)), name)
+            self._names[bare] = name
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -74,39 +41,54 @@ class Weights:
     @property
     def stored_dtype(self) -> str:
         """dtype of the first matrix, as torch names it (`float32`, `bfloat16`, ...)."""
-        names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-        first = None
-        for file, name in self._names.values():
-            part = file.get_slice(name)  # type: ignore[attr-defined]
-            if len(part.get_shape()) >= 2:
-                return names.get(part.get_dtype(), part.get_dtype())
-            first = first or names.get(part.get_dtype(), part.get_dtype())
-        return first or "float32"
+        infos = [self._reader.infos[name] for name in self._names.values()]
+        return next((i.dtype for i in infos if len(i.shape) >= 2), infos[0].dtype if infos else "float32")
+
+    def _stored(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """The tensor as it lies in the file, its name still in the account."""
+        if name not in self._names:
+            raise QwenchError(
+                f"the checkpoint lacks a weight of its architecture: `{name}` in `{self.folder}`",
+                "it would be random; use a complete checkpoint",
+            )
+        tensor = self._reader.load(self._names[name])
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise QwenchError(
+                f"weight `{self._names[name]}` has shape {tuple(tensor.shape)} but config.json asks for {shape}: "
+                f"`{self.folder}`",
+                "config.json and weights are from different models",
+            )
+        return tensor
 
     def take(self, name: str, dtype: dtype, shape: tuple[int, ...] | None = None, device: str = "cpu") -> Tensor:
-        """One tensor, cast and moved.
+        """One tensor, cast and moved; without a cast it stays a view of the mapped file.
 
         Raises:
             QwenchError: the name is not in the checkpoint, or its shape is not `shape`.
         """
-        try:
-            file, full = self._names.pop(name)
-        except KeyError:
-            raise QwenchError(
-                f"the checkpoint lacks a weight of its architecture: `{name}` in `{self.folder}`",
-                "it would be random; use a complete checkpoint",
-            ) from None
-        tensor = file.get_tensor(full)  # type: ignore[attr-defined]
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise QwenchError(
-                f"weight `{full}` has shape {tuple(tensor.shape)} but config.json asks for {shape}: `{self.folder}`",
-                "config.json and weights are from different models",
-            )
-        return tensor.to(device=device, dtype=dtype)
+        stored = self._stored(name, shape)
+        tensor = stored.to(device=device, dtype=dtype)
+        full = self._names.pop(name)
+        if tensor is not stored:
+            self._reader.release(full)
+        return tensor
+
+    def joined(self, parts: dict[str, tuple[int, ...]], dtype: dtype, device: str = "cpu") -> Tensor:
+        """Several tensors (name -> shape) as one, one below the other; the file's pages are let go of."""
+        import torch
+
+        rows = sum(shape[0] for shape in parts.values())
+        out = torch.empty((rows, *next(iter(parts.values()))[1:]), dtype=dtype, device=device)
+        at = 0
+        for name, shape in parts.items():
+            out[at : at + shape[0]] = self._stored(name, shape)
+            self._reader.release(self._names.pop(name))
+            at += shape[0]
+        return out
 
     def stored_name(self, name: str) -> str | None:
         """The name in the file, prefix included; None when it is not there."""
-        return self._names[name][1] if name in self._names else None
+        return self._names.get(name)
 
     def rows(self, name: str, rows: list[int]) -> Tensor:
         """Some rows of a matrix as float32, reading no others; the name stays in the account.
@@ -114,18 +96,11 @@ class Weights:
         Raises:
             QwenchError: the name is not in the checkpoint.
         """
-        import torch
 
-        if name not in self._names:
-            raise QwenchError(
-                f"the checkpoint lacks a weight of its architecture: `{name}` in `{self.folder}`",
-                "it would be random; use a complete checkpoint",
-            )
-        file, full = self._names[name]
-        part = file.get_slice(full)  # type: ignore[attr-defined]
-        if rows and max(rows) >= part.get_shape()[0]:
-            raise QwenchError(f"weight `{full}` has {part.get_shape()[0]} rows, and row {max(rows)} is needed")
-        return torch.cat([part[r : r + 1] for r in rows]).float()
+        stored = self._stored(name)
+        if rows and max(rows) >= len(stored):
+            raise QwenchError(f"weight `{self._names[name]}` has {len(stored)} rows, and row {max(rows)} is needed")
+        return stored[rows].float()
 
     def close(self, unused: Iterable[str] = ()) -> list[str]:
         """End of loading. Returns the names left aside on purpose (those that start with one of `unused`).

@@ -1,0 +1,125 @@
+"""A folder or file becomes named tensors, whatever its format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import QwenchError
+from .safetensors_reader import AGAIN, SafetensorsReader
+from .tensors import TensorInfo
+from .torch_reader import TorchReader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: single file, index, reader, in the order transformers looks for them
+FORMATS = (
+    ("model.safetensors", "model.safetensors.index.json", SafetensorsReader),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchReader),
+)
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".onnx", ".h5", ".msgpack")
+#: files of a training run that end like weights
+NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "rng_state.pth", "scaler.pt")
+
+
+class Reader(Protocol):
+    """Named tensors of some files.
+
+    Attributes:
+        format: safetensors, bin or gguf.
+        infos: name -> TensorInfo, read from headers alone.
+        metadata: what the files say of themselves.
+    """
+
+    format: str
+    infos: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+    def load(self, name: str) -> Tensor:
+        """The tensor, in its own dtype; not to be written into."""
+        ...
+
+    def release(self, name: str) -> None:
+        """The tensor is not needed for now: its pages may leave the memory."""
+        ...
+
+
+class Source:
+    """A checkpoint: its tensors, its config, and what is odd about it.
+
+    Attributes:
+        folder: where config and side files lie.
+        reader: its tensors.
+        problems: sentences about what is there and should not be, or the other way round.
+
+    Raises:
+        QwenchError: no weights, a damaged file, an index that does not fit.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = path if path.is_dir() else path.parent
+        self.problems: list[str] = []
+        self.reader: Reader = self._folder() if path.is_dir() else self._file(path)
+        self.files = sorted({info.file for info in self.reader.infos.values()})
+
+    def _file(self, path: Path) -> Reader:
+        if not path.is_file():
+            raise QwenchError(f"no such checkpoint: `{path}`", "give a folder or a weight file")
+        if path.suffix == ".safetensors":
+            return SafetensorsReader([path])
+        if path.suffix in (".bin", ".pt", ".pth"):
+            return TorchReader([path])
+        raise QwenchError(f"not a weight file this command can read: `{path}`", "give .safetensors, .bin or .pt")
+
+    def _folder(self) -> Reader:
+        for single, index, reader in FORMATS:
+            if (self.folder / single).is_file():
+                if (self.folder / index).is_file():
+                    self.problems.append(f"`{single}` and `{index}` are both there; the single file is read")
+                return reader([self.folder / single])
+            if (self.folder / index).is_file():
+                return self._indexed(self.folder / index, reader)
+        others = sorted(p.name for p in self.folder.glob("*") if p.suffix in WEIGHT_SUFFIXES)
+        if others:
+            raise QwenchError(
+                f"no model.safetensors or pytorch_model.bin in the model folder, only `{others[0]}`: `{self.folder}`",
+                f"give the file itself: {self.folder / others[0]}",
+            )
+        raise QwenchError(
+            f"no model.safetensors in the model folder: `{self.folder}`", "check the folder, or its download"
+        )
+
+    def _indexed(self, index: Path, kind: type[SafetensorsReader] | type[TorchReader]) -> Reader:
+        try:
+            wanted = {str(k): str(v) for k, v in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise QwenchError(f"the weight index cannot be read: `{index}`", AGAIN) from error
+        files = [self.folder / name for name in dict.fromkeys(sorted(wanted.values()))]
+        for file in files:
+            if not file.is_file():
+                raise QwenchError(f"the weight index names a file that is missing: `{file}`", AGAIN)
+        reader = kind(files)
+        for name, file in wanted.items():
+            info = reader.infos.get(name)
+            if info is None or info.file.name != Path(file).name:
+                raise QwenchError(f"the weight index says `{name}` is in `{file}`, and it is not: `{index}`", AGAIN)
+        unlisted = [n for n in reader.infos if n not in wanted]
+        if unlisted:
+            self.problems.append(
+                f"the weight index lacks {len(unlisted)} tensors of its files, such as `{unlisted[0]}`"
+            )
+        return reader
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Its tensors by name."""
+        return self.reader.infos
+
+    def left_out(self) -> list[str]:
+        """Names of weight files in the folder that are not part of what is read."""
+        used = {f.name for f in self.files}
+        found = (p for p in self.folder.iterdir() if p.is_file() and p.suffix in WEIGHT_SUFFIXES)
+        return sorted(p.name for p in found if p.name not in used) if self.path.is_dir() else []
