@@ -200,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the small shape; the 0.6B shape gets one")
     parser.add_argument("--only", default="", help="small or 0.6B")
+    parser.add_argument("--sizes", default="1x64,8x32", help="queries x documents")
     parser.add_argument("--tokenizer", type=Path, help="folder with Qwen3's tokenizer.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -215,7 +216,7 @@ def main() -> None:
                 model = Path(folder) / name
                 make_qwen3(model, tokenizer, reranker=True, **shape)
                 rounds = args.rounds if name == "small" else 1
-                for queries, count in ((1, 64), (8, 32)):
+                for queries, count in (map(int, size.split("x")) for size in args.sizes.split(",")):
                     results.append(compare(name, str(model), queries, count, rounds, peak))
     print(json.dumps({"schema": 1, "float32_peak_gflops": peak, "results": results}))
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..ops import settings
-from . import config, embed, models, out, rerank, search
+from . import config, convert, diff, embed, inspect, models, out, rerank, search
 from .errors import boundary
 
 EPILOG = """\b
@@ -22,6 +22,9 @@ COMMANDS = [
     ("embed", embed.embed, embed.EPILOG, "Find things"),
     ("search", search.search, search.EPILOG, "Find things"),
     ("rerank", rerank.rerank, rerank.EPILOG, "Find things"),
+    ("convert", convert.convert, convert.EPILOG, "Checkpoints"),
+    ("inspect", inspect.inspect, inspect.EPILOG, "Checkpoints"),
+    ("diff", diff.diff, diff.EPILOG, "Checkpoints"),
     ("models", models.models, models.EPILOG, "This machine"),
     ("config", config.config, config.EPILOG, "This machine"),
 ]

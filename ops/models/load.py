@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from .device import Choice, pick_device, pick_dtype
 from .hub import Checkpoint
 from .linear import linear_maker
-from .st_layout import DECODERS, read_json
+from .st_layout import DECODERS
 from .weights import Weights
 
 if TYPE_CHECKING:

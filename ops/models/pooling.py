@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from .packed import runs_of
-from .st_layout import read_json
 from .weights import Weights
 
 if TYPE_CHECKING:

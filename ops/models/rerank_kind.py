@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from .device import Choice
-from .st_layout import DECODERS, read_json
+from .st_layout import DECODERS
 
 #: lm: yes/no logits of a causal LM; classifier: a decoder with a score head, same prompt; cross-encoder: a pair
 KINDS = ("lm", "classifier", "cross-encoder")

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from ..text.prompts import RERANK_DEFAULT_INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX
-from .st_layout import read_json
 
 #: what marks a template of the newer checkpoint files: its roles are query and document
 _ROLES = re.compile(r"""['"]query['"].*['"]document['"]|['"]document['"].*['"]query['"]""", re.DOTALL)

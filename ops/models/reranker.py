@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from ..text.prompts import RERANK_SELFTEST
 from .device import Choice, pick_threads, steady_heap
@@ -14,7 +15,6 @@ from .hub import Checkpoint
 from .rerank_kind import decide_kind, wants_sigmoid
 from .schedule import Schedule
 from .scorers import PairScorer, PromptScorer, Question
-from .st_layout import read_json
 
 LONG = ("truncate", "max", "error")
 #: windows of a long document share this part of themselves with the one before

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from ..text.prompts import RERANK_NO, RERANK_YES
 from .decoder import DecoderEncoder
@@ -19,7 +20,6 @@ from .load import Loaded, load_encoder
 from .packed import Prefix
 from .rerank_kind import HINT, label_count, positive_label
 from .rerank_template import read_template
-from .st_layout import read_json
 from .tokenizer import TextTokenizer
 from .weights import Weights
 

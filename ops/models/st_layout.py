@@ -6,11 +6,11 @@ the contract of the Qwen3 Embedding report (arXiv 2506.05176, section 2).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from ..text.prompts import EMBED_DEFAULT_TASK, embed_query_prompt
 
@@ -106,22 +106,6 @@ def read_layout(folder: Path, config: dict[str, Any]) -> Layout:
 
 def _has_own_head(config: dict[str, Any]) -> bool:
     return any(a.endswith("ForSequenceClassification") for a in config.get("architectures") or [])
-
-
-def read_json(path: Path, default: Any = None) -> Any:
-    """A JSON file; `default` when it is not there.
-
-    Raises:
-        QwenchError: it is there and cannot be parsed.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        if default is not None:
-            return default
-        raise QwenchError(f"the model folder lacks a file: `{path}`", "download or copy the model again") from None
-    except (ValueError, OSError) as error:
-        raise QwenchError(f"cannot be read as JSON ({error}): `{path}`", "download or copy the model again") from error
 
 
 def _from_modules(folder: Path) -> Layout:

@@ -1,0 +1,102 @@
+"""`qwench convert`: one checkpoint in, another out."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .options import DryRun, Json, Offline, Quiet, Revision, Threads, Verbose, complete_model
+from .out import clock, size, start
+
+EPILOG = """\b
+examples:
+  qwench convert Qwen/Qwen3-0.6B half --dtype float16 --verify bits
+  qwench convert pytorch-model safe --to safetensors --max-shard-size 2GB
+  qwench convert Qwen/Qwen3-Reranker-0.6B classifier --head reranker --dry-run
+"""
+
+Src = Annotated[
+    str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
+]
+
+
+def convert(
+    src: Src,
+    out: Annotated[str, typer.Argument(help="Folder to make.", show_default=False)],
+    to: Annotated[str | None, typer.Option(help="safetensors or bin; the input's own by default.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto keeps each tensor's; float32, bfloat16, float16, float64.")] = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="Most bytes per file.")] = "5GB",
+    layout: Annotated[str | None, typer.Option(help="prefixed (model.layers...) or flat (layers...) names.")] = None,
+    head: Annotated[str | None, typer.Option(help="lm, embedding, reranker (a classifier) or reward.")] = None,
+    labels: Annotated[int, typer.Option(help="Labels of --head reranker: 1 or 2.")] = 1,
+    untie: Annotated[bool, typer.Option("--untie", help="Write a tied head as a tensor of its own.")] = False,
+    verify: Annotated[str, typer.Option(help="bits reads everything again and compares.")] = "none",
+    allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Convert although a tensor holds NaN.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    threads: Threads = 0,
+    revision: Revision = None,
+    offline: Offline = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Convert a checkpoint: format, dtype, shards, names, heads.
+
+    The input is never changed. The output appears whole, or as OUT.part that --resume goes on with.
+    """
+    from ..ops import convert as op
+
+    streams = start(json, quiet, verbose)
+    options = op.ConvertOptions(
+        src=src,
+        out=out,
+        to=to,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        layout=layout,
+        head=head,
+        labels=labels,
+        untie=untie,
+        verify=verify,
+        allow_nan=allow_nan,
+        resume=resume,
+        force=force,
+        threads=threads,
+        revision=revision,
+        offline=offline,
+    )
+    if dry_run:
+        plan = streams.run(op.dry_run(options))
+        streams.document(plan) if json else streams.data(_planned(plan))
+        return
+    result = streams.run(op.convert(options))
+    if json:
+        streams.document(result | {"warnings": streams.warnings})
+    streams.talk(_done(result))
+
+
+def _planned(plan: dict[str, Any]) -> str:
+    lines = [f"{t['name']}  {t['shape']}  {t['dtype']}  {t['action']}" for t in plan["tensors"]]
+    lines += [f"{d['name']}  dropped: {d['reason']}" for d in plan["dropped"]]
+    lines += [f"{name}  side file" for name in plan["side_files"]]
+    lines += [f"{name}  left out" for name in plan["left_out"]]
+    lines += [f"note: {note}" for note in plan["notes"]]
+    count = f"{plan['shards']} files" if plan["shards"] > 1 else "1 file"
+    return "\n".join([*lines, f"{size(plan['bytes'])} in {count}; free: {size(plan['free'])}"])
+
+
+def _done(result: dict[str, Any]) -> str:
+    files = f"{result['shards']} files" if result["shards"] > 1 else "1 file"
+    line = (
+        f"{result['out']}: {result['tensors']} tensors, {size(result['bytes'])} in {files}, {clock(result['seconds'])}"
+    )
+    line += ", verified to the bit" if result["verified"] else ""
+    for dropped in result["dropped"]:
+        line += f"\ndropped `{dropped['name']}`: {dropped['reason']}"
+    if result["left_out"]:
+        line += "\nleft out: " + ", ".join(f"`{n}`" for n in result["left_out"])
+    if losses := result["losses"]:
+        line += f"\nlargest error of the cast {losses['largest_error']:.2g}"
+        line += f", {losses['underflow']} values became zero" if losses["underflow"] else ""
+    return line

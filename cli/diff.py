@@ -1,0 +1,57 @@
+"""`qwench diff`: where two checkpoints differ."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .errors import ExitCode
+from .options import Json, Offline, Quiet, Verbose, complete_model
+from .out import start
+
+EPILOG = """\b
+examples:
+  qwench diff before after
+  qwench diff original.safetensors half --tolerance 1e-3
+  qwench diff a b --json | jq -r 'select(.kind == "values") | .name'
+"""
+
+Checkpoint = Annotated[
+    str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
+]
+
+
+def diff(
+    a: Checkpoint,
+    b: Checkpoint,
+    tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that counts as equal.")] = 0.0,
+    offline: Offline = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare two checkpoints tensor by tensor; exit code 3 when they differ."""
+    from ..ops import diff as op
+
+    streams = start(json, quiet, verbose)
+    result = streams.run(
+        op.diff(a, b, tolerance, offline),
+        lambda row: streams.document({"schema": 1} | row) if json else streams.data(_line(row)),
+    )
+    if json:
+        streams.document(result)
+    if result["same"]:
+        streams.talk(f"equal: {result['equal']} tensors")
+        return
+    words = {"only_a": "only in the first", "only_b": "only in the second", "shape": "of other shape"}
+    words |= {"dtype": "of other dtype", "values": "of other values"}
+    streams.talk(f"{result['equal']} equal, " + ", ".join(f"{result[k]} {w}" for k, w in words.items() if result[k]))
+    raise typer.Exit(ExitCode.NO)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["kind"] in ("only_a", "only_b"):
+        return f"{'-' if row['kind'] == 'only_a' else '+'} {row['name']}"
+    change = f"{row['a']} -> {row['b']}" if row["a"] != row["b"] else str(row["a"])
+    if row["kind"] == "values":
+        change += f"  largest difference {row['largest']:.3g}, relative {row['relative']:.3g}"
+    return f"~ {row['name']}  {change}"

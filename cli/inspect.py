@@ -1,0 +1,60 @@
+"""`qwench inspect`: what is in a checkpoint, without loading it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from .options import Json, Offline, Quiet, Revision, Verbose, complete_model
+from .out import size, start
+
+EPILOG = """\b
+examples:
+  qwench inspect Qwen/Qwen3-0.6B
+  qwench inspect ./merged --tensors
+  qwench inspect minilm --json | jq .parameters
+"""
+
+
+def inspect(
+    path: Annotated[
+        str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
+    ],
+    tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor too.")] = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what is in a checkpoint, from its headers and config alone."""
+    from ..ops import inspect as op
+
+    streams = start(json, quiet, verbose)
+    report = streams.run(op.inspect(path, revision, offline, tensors))
+    streams.document(report) if json else streams.data(_text(report))
+
+
+def _text(r: dict[str, Any]) -> str:
+    names = ", ".join(r["architectures"] or ["no architecture named"])
+    total = max(r["parameters"], 1)
+    lines = [
+        f"{r['path']}: {names}",
+        f"format      {r['format']}, {len(r['files'])} file{'s' * (len(r['files']) > 1)}, {size(r['bytes'])}",
+        f"parameters  {r['parameters']:,} in {r['tensors']} tensors",
+        "dtypes      " + ", ".join(f"{name} {count / total:.1%}" for name, count in r["dtypes"].items()),
+        f"head        {r['head']}",
+    ]
+    if r["layout"]:
+        lines.append(f"names       {r['layout']}")
+    if v := r["vocabulary"]:
+        tokens = (
+            "no tokenizer" if v["tokenizer"] is None else f"{v['tokenizer']:,} tokens, {v['padding']:,} rows padding"
+        )
+        lines.append(f"vocabulary  {v['rows']:,} rows, {tokens}")
+    for name in ("gates", "streams"):
+        if r[name]:
+            lines.append(f"{name:11} {r[name]}")
+    lines += [f"left out    {name}" for name in r["left_out"]]
+    lines += [f"problem     {text}" for text in r["problems"]]
+    lines += [f"{t['name']}  {t['shape']}  {t['dtype']}  {t['file']}" for t in r.get("tensor_list", [])]
+    return "\n".join(lines)

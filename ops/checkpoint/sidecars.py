@@ -1,0 +1,115 @@
+"""The files around the weights: what goes along, and what a kind of model needs beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import QwenchError
+from .reader import NO_WEIGHTS, WEIGHT_SUFFIXES, Source
+
+#: side files above this size are left out, and named
+LARGEST = 64 << 20
+#: files of the sentence-transformers layout
+ST_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+_SKIPPED_FOLDERS = ("onnx", "openvino", "runs", "wandb", "__pycache__")
+
+
+def side_files(source: Source) -> tuple[list[str], list[str]]:
+    """(relative paths to copy, relative paths left out), for a checkpoint folder; nothing for a lone file.
+
+    Weights of sub-folders that modules.json names (dense layers) go along; other weights, hidden files, checkpoints of
+    a training run and its logs do not.
+    """
+    if not source.path.is_dir():
+        return [], []
+    modules = {m.get("path") for m in read_json(source.folder / "modules.json", [])} - {"", None}
+    copies: list[str] = []
+    left: list[str] = []
+    for folder, folders, files in os.walk(source.folder):
+        inner = Path(folder).relative_to(source.folder).as_posix()
+        top = inner.split("/")[0]
+        skip = [d for d in folders if d.startswith((".", "checkpoint-")) or d in _SKIPPED_FOLDERS]
+        left += [f"{inner}/{d}/".removeprefix("./") for d in skip if not d.startswith(".")]
+        folders[:] = sorted(d for d in folders if d not in skip)
+        for name in sorted(files):
+            path = name if inner == "." else f"{inner}/{name}"
+            size = (Path(folder) / name).stat().st_size
+            weight = name.endswith(WEIGHT_SUFFIXES) or name in NO_WEIGHTS
+            if name.startswith(".") or name.endswith(".index.json"):
+                continue
+            if inner == "." and (Path(folder) / name) in source.files:
+                continue
+            if (weight and top not in modules) or size > LARGEST:
+                left.append(path)
+            else:
+                copies.append(path)
+    return copies, left
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """A JSON file, `default` when it is not there.
+
+    Raises:
+        QwenchError: it is there and cannot be parsed.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if default is None:
+            raise QwenchError(f"the model folder lacks a file: `{path}`", "download or copy the model again") from None
+        return default
+    except (ValueError, OSError) as error:
+        raise QwenchError(f"cannot be read as JSON ({error}): `{path}`", "download or copy the model again") from error
+
+
+def as_json(value: Any) -> bytes:
+    """The way transformers writes its files."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def embedding_files(dim: int, max_length: int, query_prompt: str) -> dict[str, bytes | None]:
+    """The sentence-transformers files of a last-token embedder with normalised vectors."""
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    names = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    modes = {f"pooling_mode_{name}": name == "lasttoken" for name in names}
+    prompts = {"query": query_prompt, "document": ""}
+    return {
+        "modules.json": as_json(modules),
+        "1_Pooling/config.json": as_json({"word_embedding_dimension": dim, **modes, "include_prompt": True}),
+        "2_Normalize": None,
+        "sentence_bert_config.json": as_json({"max_seq_length": max_length, "do_lower_case": False}),
+        "config_sentence_transformers.json": as_json(
+            {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+        ),
+    }
+
+
+def with_end_token(tokenizer: dict[str, Any], token: str) -> dict[str, Any]:
+    """A tokenizer.json that appends `token` to every text, as last-token embedders read it.
+
+    Raises:
+        QwenchError: the vocabulary has no such token.
+    """
+    found = next((t["id"] for t in tokenizer.get("added_tokens", []) if t["content"] == token), None)
+    if found is None:
+        raise QwenchError(f"the tokenizer has no `{token}` to end texts with", "use a tokenizer of the Qwen family")
+    before = tokenizer.get("post_processor")
+    if token in json.dumps(before or {}):
+        return tokenizer
+    end = {"SpecialToken": {"id": token, "type_id": 0}}
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    template = {
+        "type": "TemplateProcessing",
+        "single": [a, end],
+        "pair": [a, b, end],
+        "special_tokens": {token: {"id": token, "ids": [found], "tokens": [token]}},
+    }
+    parts = [before, template] if before else [template]
+    return tokenizer | {"post_processor": {"type": "Sequence", "processors": parts}}
