@@ -219,9 +219,10 @@ def convert(options: ConvertOptions) -> Events:
         yield Warned("note", note)
     state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in source.files}
     losses, threads = Losses(), _threads(options.threads)
-    with Staging(out, plan.fingerprint(str(state)), resume=options.resume, force=options.force) as staging:
+    staging = Staging(out, plan.fingerprint(str(state)), resume=options.resume, force=options.force)
+    check_room(plan, out.parent, staging.held())
+    with staging:
         resumed = sum(o.nbytes for s in plan.shards for o in s.outputs if {o.name, s.file} & staging.done)
-        check_room(plan, out.parent, resumed)
         yield Started("write", plan.nbytes, "B")
         for count in write_tensors(plan, staging, losses, threads, source.reader.release):
             yield Advanced("write", count)

@@ -70,6 +70,12 @@ class Staging:
                     self.done.update(entry["done"])
         return fingerprint
 
+    def held(self) -> int:
+        """Bytes on disk that the part holds already, whether it is gone on with or removed."""
+        if not self.part.is_dir():
+            return 0
+        return sum(p.stat().st_blocks * 512 for p in self.part.rglob("*") if p.is_file())
+
     def __enter__(self) -> Staging:
         if not self._keep:
             self.done = set()

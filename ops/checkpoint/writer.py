@@ -42,13 +42,13 @@ def header_of(shard: Shard) -> tuple[bytes, dict[str, int]]:
     return head, {name: len(head) + start for name, start in starts.items()}
 
 
-def check_room(plan: Plan, folder: Path, done: int = 0) -> None:
-    """Refuse before the first byte when the disk is too small.
+def check_room(plan: Plan, folder: Path, held: int = 0) -> None:
+    """Refuse before the first byte when the disk is too small; `held` bytes of the output are there already.
 
     Raises:
         QwenchError: it is, with both figures.
     """
-    free, need = shutil.disk_usage(folder).free, plan.nbytes - done
+    free, need = shutil.disk_usage(folder).free, plan.nbytes - held
     if free < need:
         raise QwenchError(
             f"the output needs {need / 1e9:.1f} GB and there is room for {free / 1e9:.1f}: `{folder}`",
