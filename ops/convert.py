@@ -15,6 +15,8 @@ from typing import Any
 from .checkpoint.cast import Losses, pieces
 from .checkpoint.heads import HEADS, to_classifier, to_embedding, to_lm, to_reward
 from .checkpoint.layout import EMBEDDING, LAYOUTS, LM_HEAD, PREFIX, layout_of, renamed
+from .checkpoint.lora import FILES as LORA_FILES
+from .checkpoint.lora import Adapter, merge_adapters
 from .checkpoint.plan import Output, Plan, parse_size, shards_of
 from .checkpoint.reader import Source
 from .checkpoint.sidecars import ST_FILES, as_json, embedding_files, read_json, side_files, with_end_token
@@ -41,6 +43,7 @@ class ConvertOptions:
         layout: prefixed or flat names; None keeps them.
         head: lm, embedding, reranker (sequence classifier) or reward; None keeps it.
         labels: of the reranker classifier, 1 or 2.
+        lora: adapter folders, merged in this order.
         untie: write a tied head as a tensor of its own.
         verify: bits reads everything again and compares.
         allow_nan: convert although a tensor holds NaN.
@@ -54,6 +57,7 @@ class ConvertOptions:
     layout: str | None = None
     head: str | None = None
     labels: int = 1
+    lora: tuple[str, ...] = ()
     untie: bool = False
     verify: str = "none"
     allow_nan: bool = False
@@ -78,6 +82,9 @@ def plan_conversion(source: Source, options: ConvertOptions) -> Plan:
     if options.head:
         config = _headed(source, config, plan, options, dtype)
     config = _tied(source, config, plan, options)
+    if options.lora:
+        tied = not any(o.name == LM_HEAD for o in plan.outputs)
+        merge_adapters(source, plan, [Adapter(Path(folder)) for folder in options.lora], tied)
     plan.check(list(source.infos))
     stem, suffix = FORMATS[options.to or source.reader.format]
     plan.shards = shards_of(plan.outputs, parse_size(options.max_shard_size), stem, suffix)
@@ -217,7 +224,8 @@ def convert(options: ConvertOptions) -> Events:
     plan = plan_conversion(source, options)
     for note in plan.notes:
         yield Warned("note", note)
-    state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in source.files}
+    adapters = [f for folder in options.lora for name, _ in LORA_FILES if (f := Path(folder) / name).is_file()]
+    state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in (*source.files, *adapters)}
     losses, threads = Losses(), _threads(options.threads)
     staging = Staging(out, plan.fingerprint(str(state)), resume=options.resume, force=options.force)
     check_room(plan, out.parent, staging.held())
