@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DryRun, Json, Offline, Quiet, Revision, Threads, Verbose, complete_model
+from .options import Checkpoint, DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
 from .out import clock, size, start
 
 EPILOG = """\b
@@ -14,13 +14,9 @@ examples:
   qwench convert Qwen/Qwen3-Reranker-0.6B classifier --head reranker --dry-run
 """
 
-Src = Annotated[
-    str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
-]
-
 
 def convert(
-    src: Src,
+    src: Checkpoint,
     out: Annotated[str, typer.Argument(help="Folder to make.", show_default=False)],
     to: Annotated[str | None, typer.Option(help="safetensors or bin; the input's own by default.")] = None,
     dtype: Annotated[str, typer.Option(help="auto keeps each tensor's; float32, bfloat16, float16, float64.")] = "auto",

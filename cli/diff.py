@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import ExitCode
-from .options import Json, Offline, Quiet, Verbose, complete_model
+from .options import Checkpoint, Json, Offline, Quiet, Verbose
 from .out import start
 
 EPILOG = """\b
@@ -14,10 +14,6 @@ examples:
   qwench diff original.safetensors half --tolerance 1e-3
   qwench diff a b --json | jq -r 'select(.kind == "values") | .name'
 """
-
-Checkpoint = Annotated[
-    str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
-]
 
 
 def diff(

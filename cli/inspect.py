@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json, Offline, Quiet, Revision, Verbose, complete_model
+from .options import Checkpoint, Json, Offline, Quiet, Revision, Verbose
 from .out import size, start
 
 EPILOG = """\b
@@ -16,9 +16,7 @@ examples:
 
 
 def inspect(
-    path: Annotated[
-        str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
-    ],
+    path: Checkpoint,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor too.")] = False,
     revision: Revision = None,
     offline: Offline = False,

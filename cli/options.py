@@ -34,6 +34,9 @@ Model = Annotated[
         "--model", "-m", help="Folder, hub id, or packaged name.", envvar="QWENCH_MODEL", autocompletion=complete_model
     ),
 ]
+Checkpoint = Annotated[
+    str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub.", envvar="QWENCH_OFFLINE")]
 Device = Annotated[

@@ -25,6 +25,7 @@ from .checkpoint.tensors import FLOATS, TensorInfo
 from .checkpoint.writer import check_room, verify_bits, write_sides, write_tensors
 from .errors import QwenchError
 from .events import Advanced, Events, Finished, Started, Warned
+from .models.hub import open_source
 from .text.prompts import EMBED_DEFAULT_TASK, EMBED_EOS, RERANK_NO, RERANK_YES, embed_query_prompt
 
 FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin")}
@@ -218,7 +219,7 @@ def convert(options: ConvertOptions) -> Events:
         QwenchError: unreadable input, options that do not fit, output there already, disk too small, NaN.
     """
     begun = time.monotonic()
-    source = open_source(options)
+    source = open_source(options.src, options.revision, options.offline)
     out = Path(os.path.abspath(options.out))
     _apart(source, out)
     plan = plan_conversion(source, options)
@@ -270,7 +271,7 @@ def dry_run(options: ConvertOptions) -> Events:
     """The plan: Finished has it tensor by tensor, with the disk it needs and has."""
     import shutil
 
-    source = open_source(options)
+    source = open_source(options.src, options.revision, options.offline)
     out = Path(os.path.abspath(options.out))
     _apart(source, out)
     plan = plan_conversion(source, options)
@@ -278,16 +279,6 @@ def dry_run(options: ConvertOptions) -> Events:
     chosen = {k: v for k, v in asdict(options).items() if k not in ("src", "out")}
     result = {"schema": 1, "out": options.out, "format": source.reader.format, "options": chosen, "free": free}
     yield Finished(result | {"shards": len(plan.shards)} | plan.to_dict())
-
-
-def open_source(options: ConvertOptions) -> Source:
-    """The input by path, hub id or packaged name."""
-    path = Path(options.src).expanduser()
-    if path.exists() or options.src.startswith((".", "/", "~")):
-        return Source(path)
-    from .models.hub import resolve
-
-    return Source(resolve(options.src, options.revision, options.offline).path)
 
 
 def _apart(source: Source, out: Path) -> None:

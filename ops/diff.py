@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint.cast import PIECE, same_bits
 from .checkpoint.layout import layout_of, renamed
 from .checkpoint.reader import Source
 from .events import Advanced, Chose, Events, Finished, Produced, Started
-from .models.hub import resolve
+from .models.hub import open_source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,7 @@ def diff(a: str, b: str, tolerance: float = 0.0, offline: bool = False) -> Event
     Raises:
         QwenchError: one of them is no checkpoint, or damaged.
     """
-    one, two = _source(a, offline), _source(b, offline)
+    one, two = open_source(a, None, offline), open_source(b, None, offline)
     layouts = layout_of(one.infos), layout_of(two.infos)
     bare = None not in layouts and layouts[0] != layouts[1]
     if bare:
@@ -50,12 +49,6 @@ def diff(a: str, b: str, tolerance: float = 0.0, offline: bool = False) -> Event
         yield Advanced("compare", one.infos[left[name]].nbytes)
     same = sum(counts.values()) == counts["equal"]
     yield Finished({"schema": 1, "a": a, "b": b, "tolerance": tolerance, **counts, "same": same})
-
-
-def _source(name: str, offline: bool) -> Source:
-    path = Path(name).expanduser()
-    local = path.exists() or name.startswith((".", "/", "~"))
-    return Source(path if local else resolve(name, None, offline).path)
 
 
 def _compare(one: Source, a: str, two: Source, b: str, tolerance: float) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from .checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX, layout_of
 from .checkpoint.reader import Source
 from .checkpoint.sidecars import read_json
 from .events import Events, Finished
-from .models.hub import resolve
+from .models.hub import open_source
 
 
 def inspect(path: str, revision: str | None = None, offline: bool = False, tensors: bool = False) -> Events:
@@ -23,9 +22,7 @@ def inspect(path: str, revision: str | None = None, offline: bool = False, tenso
     Raises:
         QwenchError: no checkpoint, or a damaged one.
     """
-    where = Path(path).expanduser()
-    local = where.exists() or path.startswith((".", "/", "~"))
-    source = Source(where if local else resolve(path, revision, offline).path)
+    source = open_source(path, revision, offline)
     config = read_json(source.folder / "config.json", {})
     infos = source.infos
     by_dtype: Counter[str] = Counter()

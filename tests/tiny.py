@@ -22,6 +22,17 @@ RERANK_CHAT_TEMPLATE = (
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n\n"
 )
 
+#: a Qwen3 as small as it goes with the real vocabulary
+SHAPE = {
+    "vocab_size": 151669,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+
 
 def reference(name: str) -> Path:
     """A folder of the reference data; the test is skipped where there is none."""
@@ -99,13 +110,7 @@ def qwen3_embedding(folder: Path, *, eos: bool = True, st_files: bool = True, se
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=151669,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
+        **SHAPE,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
     )
@@ -137,13 +142,7 @@ def qwen3_reranker(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=151669,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
+        **SHAPE,
         max_position_embeddings=positions,
         tie_word_embeddings=tied,
     )

@@ -31,7 +31,7 @@ UNKNOWN = ("layer_replication", "trainable_token_indices", "target_parameters", 
 #: ways to begin a training that change the base weights as well
 OTHER_BASE = ("pissa", "olora", "corda", "lora_ga")
 _PARTS = re.compile(
-    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?:modules_to_save\.)?"
+    r"(?:base_model\.model\.)?(?P<module>.+?)\.(?:modules_to_save\.|base_layer\.)?"
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector(?:\.weight)?|weight|bias)"
 )

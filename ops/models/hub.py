@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.reader import Source
 from ..errors import QwenchError
 
 #: short name -> (distribution that carries the weights, file that marks the model, what it is)
@@ -72,6 +73,18 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Ch
             f"give a folder, a .gguf file, a hub id such as `Qwen/Qwen3-Embedding-0.6B`, or a packaged one: {packaged}",
         )
     return _from_hub(name, revision, offline)
+
+
+def open_source(name: str, revision: str | None = None, offline: bool = False) -> Source:
+    """The tensors behind a name: a weight file as well as everything `resolve` knows.
+
+    Raises:
+        QwenchError: see `resolve` and `Source`.
+    """
+    path = Path(name).expanduser()
+    if path.exists() and not revision:
+        return Source(path)
+    return Source(resolve(name, revision, offline).path)
 
 
 def _content(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ INPUTS = ("auto", "lines", "paths", "json")
 ID_FIELDS = ("_id", "id", "docid", "doc_id")
 #: lines of standard input looked at to tell names of files from text
 PEEK_LINES = 10
+PEEK_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +84,19 @@ def read_candidates(
     if options.nul:
         names = names if names != ["-"] else []
     rows = ReadOptions(**_fields(options.read) | {"text_field": options.read.text_field or "text"})
-    from_input: Iterator[str] = iter(())
     if "-" in names and not options.nul and stdin is not None:
-        kind = _stdin_kind(options, stdin)
+        stdin, first = _looked_at(stdin)
+        kind = _stdin_kind(options, first)
         yield kind
         if kind.value == "paths" and options.input == "auto":
             yield Warned("input", f"standard input is read as file names: {kind.reason}", "-")
         lines = kind.value == "lines"
         if kind.value == "paths":
             names.remove("-")
-            from_input = _names(stdin)
+            names += [os.fsdecode(line.rstrip(b"\r\n")) for line in stdin if line.strip()]
     found = list(find_files([n for n in names if not (n == "-" and lines)], rows))
     if options.nul:
         found += find_files([], rows, nul_list=stdin)
-    for name in from_input:
-        found += find_files([name], rows)
     if lines:
         yield from _lines(stdin)
     named = {f.path for f in found if isinstance(f, Found) and f.named}
@@ -115,24 +115,46 @@ def _is_whole(options: CandidateOptions, document: Document, named: set[str]) ->
     return document.path in named if options.whole is None else options.whole
 
 
-def _stdin_kind(options: CandidateOptions, stdin: BinaryIO) -> Chose:
+class _Joined(io.RawIOBase):
+    """Bytes that were looked at, then the stream they came from."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self._head, self._rest = head, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        block = self._head[: len(buffer)] or self._rest.read(len(buffer))
+        self._head = self._head[len(block) :]
+        buffer[: len(block)] = block
+        return len(block)
+
+
+def _looked_at(stdin: BinaryIO) -> tuple[BinaryIO, list[bytes]]:
+    """(a stream with all of it, its first whole lines that are not blank)."""
+    head, ended = b"", False
+    while b"\n" not in head.lstrip() and len(head) < PEEK_BYTES and not ended:
+        block = stdin.read1(PEEK_BYTES) if hasattr(stdin, "read1") else stdin.read(PEEK_BYTES)
+        head, ended = head + block, not block
+    lines = head.splitlines(keepends=True)
+    if lines and not ended and not lines[-1].endswith(b"\n") and len(lines) > 1:
+        lines.pop()
+    first = [line.rstrip(b"\r\n") for line in lines if line.strip()]
+    return io.BufferedReader(_Joined(head, stdin), PEEK_BYTES), first[:PEEK_LINES]
+
+
+def _stdin_kind(options: CandidateOptions, first: list[bytes]) -> Chose:
     """lines, paths or json, from the first lines where the user does not say."""
     if options.input != "auto":
         return Chose("input", options.input, "as asked")
     if options.read.text_field is not None:
         return Chose("input", "json", "--text-field names a column")
-    head = stdin.peek(1 << 16) if hasattr(stdin, "peek") else b""
-    first = [line for line in head.splitlines()[: PEEK_LINES + 1] if line.strip()][:PEEK_LINES]
     if first and first[0].lstrip().startswith(b"{"):
         return Chose("input", "json", "the first line begins a JSON object")
-    whole = first if head.endswith(b"\n") or len(first) < 2 else first[:-1]
-    if whole and all(os.path.isfile(os.fsdecode(line.rstrip(b"\r\n"))) for line in whole):
+    if first and all(os.path.isfile(os.fsdecode(line)) for line in first):
         return Chose("input", "paths", "its first lines name files; --input lines ranks the names themselves")
     return Chose("input", "lines", "plain text")
-
-
-def _names(stdin: BinaryIO) -> Iterator[str]:
-    return (os.fsdecode(line.rstrip(b"\r\n")) for line in stdin if line.strip())
 
 
 def _lines(stdin: BinaryIO) -> Iterator[Candidate | Warned]:
