@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint.cast import Losses, pieces
+from .checkpoint.gates import GATES, apply_gates
+from .checkpoint.gates import LAYOUTS as GATE_LAYOUTS
 from .checkpoint.heads import HEADS, to_classifier, to_embedding, to_lm, to_reward
 from .checkpoint.layout import EMBEDDING, LAYOUTS, LM_HEAD, PREFIX, layout_of, renamed
 from .checkpoint.lora import FILES as LORA_FILES
@@ -45,6 +47,8 @@ class ConvertOptions:
         head: lm, embedding, reranker (sequence classifier) or reward; None keeps it.
         labels: of the reranker classifier, 1 or 2.
         lora: adapter folders, merged in this order.
+        gate: headwise or elementwise attention gates to insert; None keeps what is there.
+        gate_layout: stock (what transformers' Qwen3-Next reads) or fork (as published); None keeps it.
         untie: write a tied head as a tensor of its own.
         verify: bits reads everything again and compares.
         allow_nan: convert although a tensor holds NaN.
@@ -59,6 +63,8 @@ class ConvertOptions:
     head: str | None = None
     labels: int = 1
     lora: tuple[str, ...] = ()
+    gate: str | None = None
+    gate_layout: str | None = None
     untie: bool = False
     verify: str = "none"
     allow_nan: bool = False
@@ -83,6 +89,10 @@ def plan_conversion(source: Source, options: ConvertOptions) -> Plan:
     if options.head:
         config = _headed(source, config, plan, options, dtype)
     config = _tied(source, config, plan, options)
+    if options.gate or options.gate_layout:
+        if options.lora:
+            raise QwenchError("--lora and --gate cannot go together", "merge the adapter first, then add gates", code=2)
+        config = apply_gates(source, config, plan, options.gate, options.gate_layout or "stock")
     if options.lora:
         tied = not any(o.name == LM_HEAD for o in plan.outputs)
         merge_adapters(source, plan, [Adapter(Path(folder)) for folder in options.lora], tied)
@@ -101,6 +111,8 @@ def _check(options: ConvertOptions) -> None:
         ("--layout", options.layout, LAYOUTS),
         ("--head", options.head, HEADS),
         ("--labels", options.labels, (1, 2)),
+        ("--gate", options.gate, GATES),
+        ("--gate-layout", options.gate_layout, GATE_LAYOUTS),
         ("--verify", options.verify, VERIFY),
     ):
         if value is not None and value not in known:

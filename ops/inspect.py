@@ -6,9 +6,11 @@ import json
 from collections import Counter
 from typing import Any
 
+from .checkpoint.gates import Heads, gate_kind
 from .checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX, layout_of
 from .checkpoint.reader import Source
 from .checkpoint.sidecars import read_json
+from .errors import QwenchError
 from .events import Events, Finished
 from .models.hub import open_source
 
@@ -99,14 +101,13 @@ def _head(source: Source, config: dict[str, Any]) -> str:
 
 def _gates(source: Source, config: dict[str, Any]) -> str | None:
     """headwise or elementwise, by the rows of q_proj (Gated Attention, arXiv 2505.06708)."""
-    heads = config.get("num_attention_heads")
-    width = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0)
     info = next((i for n, i in source.infos.items() if n.endswith("self_attn.q_proj.weight")), None)
-    if info is None or not heads or not width:
+    if info is None or not config.get("num_attention_heads") or not config.get("hidden_size"):
         return None
-    rows = info.shape[0]
-    kinds = {heads * width: None, heads * width + heads: "headwise", 2 * heads * width: "elementwise"}
-    return kinds.get(rows, f"unknown: {rows} rows of q_proj for {heads} heads of {width}")
+    try:
+        return gate_kind(info.shape[0], Heads.of(config))
+    except QwenchError as error:
+        return f"unknown: {error.message}"
 
 
 def _streams(source: Source, config: dict[str, Any]) -> int | None:
