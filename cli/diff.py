@@ -25,7 +25,7 @@ def diff(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compare two checkpoints tensor by tensor; exit code 3 when they differ."""
+    """Compare two checkpoints; exit code 3 when they differ."""
     from ..ops import diff as op
 
     streams = start(json, quiet, verbose)

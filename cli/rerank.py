@@ -63,7 +63,7 @@ def rerank(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Rank lines, files, passages or rows by what they say about a query.
+    """Rank lines, files, passages or rows by a query.
 
     Prints the candidates best first, as they came; exit code 3 when nothing passes.
     """
