@@ -7,7 +7,7 @@ mkdir -p demo
 $qwench embed README.md docs CONTRIBUTING.md --exclude cli.md --out "$index" --model minilm
 for question in \
     "What happens when a run is killed in the middle?" \
-    "Which dtype does auto choose on a CPU?" \
+    "Why is bfloat16 slow on my CPU?" \
     "How do I add a new subcommand?"
 do
     printf '\n\033[1m%s\033[0m\n' "$question"

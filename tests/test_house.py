@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from qwench.cli import errors, out
 from qwench.cli.main import COMMANDS
 from qwench.ops.errors import QwenchError
 
+from . import tiny
 from .conftest import Run
 
 ROOT = Path(__file__).parents[1]
@@ -198,3 +200,16 @@ def test_completion_in_a_real_bash(tmp_path: Path) -> None:
     env = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env)
     assert done.stdout.split() == ["search"]
+
+
+def test_the_demo_finds_the_file_that_holds_each_answer(tmp_path: Path) -> None:
+    tiny.minilm()
+    for name in ("README.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    exe = Path(sys.executable).parent / "qwench"
+    done = subprocess.run(
+        ["sh", ROOT / "scripts" / "demo.sh", exe], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    found = re.findall(r"^(\S+):\d+  0\.\d+$", done.stdout, re.MULTILINE)
+    assert found == ["docs/embed.md", "README.md", "CONTRIBUTING.md"]
