@@ -65,8 +65,12 @@ class Schedule:
             for batch in plan:
                 yield batch, self._guarded(lengths, forward, batch)
             return
-        with ThreadPoolExecutor(self.workers, initializer=_one_thread) as pool:
+        pool = ThreadPoolExecutor(self.workers, initializer=_one_thread)
+        try:
             yield from zip(plan, pool.map(lambda batch: self._guarded(lengths, forward, batch), plan), strict=True)
+        finally:
+            # An interrupt must not wait for batches that have not begun.
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _guarded(
         self, lengths: Sequence[int], forward: Callable[[list[int]], np.ndarray], batch: list[int]
