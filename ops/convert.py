@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.cast import Losses, pieces
+from .checkpoint.cast import Losses, pieces, same_bits
 from .checkpoint.gates import GATES, apply_gates
 from .checkpoint.gates import LAYOUTS as GATE_LAYOUTS
 from .checkpoint.heads import HEADS, to_classifier, to_embedding, to_lm, to_reward
 from .checkpoint.layout import EMBEDDING, LAYOUTS, LM_HEAD, PREFIX, layout_of, renamed
-from .checkpoint.lora import FILES as LORA_FILES
-from .checkpoint.lora import Adapter, merge_adapters
+from .checkpoint.lora import Adapter, adapter_file, merge_adapters
 from .checkpoint.plan import Output, Plan, parse_size, shards_of
 from .checkpoint.reader import Source
 from .checkpoint.sidecars import ST_FILES, as_json, embedding_files, read_json, side_files, with_end_token
@@ -27,7 +26,9 @@ from .checkpoint.tensors import FLOATS, TensorInfo
 from .checkpoint.writer import check_room, verify_bits, write_sides, write_tensors
 from .errors import QwenchError
 from .events import Advanced, Events, Finished, Started, Warned
+from .models.device import pick_threads
 from .models.hub import open_source
+from .models.tokenizer import TextTokenizer
 from .text.prompts import EMBED_DEFAULT_TASK, EMBED_EOS, RERANK_NO, RERANK_YES, embed_query_prompt
 
 FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin")}
@@ -147,20 +148,10 @@ def _headed(
         return to_embedding(source, config, plan)
     if options.head == "reward":
         return to_reward(source, config, plan, dtype)
-    yes, no = _answers(source)
+    yes, no = TextTokenizer.load(source.folder).single_ids((RERANK_YES, RERANK_NO), source.folder)
     if options.head == "reranker":
         return to_classifier(source, config, plan, yes, no, options.labels, dtype)
     return to_lm(source, config, plan, yes, no)
-
-
-def _answers(source: Source) -> tuple[int, int]:
-    """Token ids of yes and no."""
-    from .models.tokenizer import TextTokenizer
-
-    found = TextTokenizer.load(source.folder).ids([RERANK_YES, RERANK_NO])
-    if any(len(ids) != 1 for ids in found):
-        raise QwenchError(f"the tokenizer has no single tokens for yes and no: `{source.folder}`")
-    return found[0][0], found[1][0]
 
 
 def _tied(source: Source, config: dict[str, Any], plan: Plan, options: ConvertOptions) -> dict[str, Any]:
@@ -171,7 +162,7 @@ def _tied(source: Source, config: dict[str, Any], plan: Plan, options: ConvertOp
     if embedding is None:
         return config
     if head is not None and tied:
-        if _equal(source, head.sources[0], embedding.sources[0]):
+        if same_bits(*(source.reader.load(o.sources[0]) for o in (head, embedding))):
             plan.outputs.remove(head)
             plan.dropped[head.sources[0]] = f"equal to `{embedding.sources[0]}`, which config.json ties it to"
         else:
@@ -186,12 +177,6 @@ def _tied(source: Source, config: dict[str, Any], plan: Plan, options: ConvertOp
     name = f"copy of `{embedding.sources[0]}`"
     plan.outputs.append(Output(LM_HEAD, embedding.shape, embedding.dtype, embedding.sources, name, embedding.pieces))
     return config | {"tie_word_embeddings": False}
-
-
-def _equal(source: Source, a: str, b: str) -> bool:
-    from .checkpoint.cast import same_bits
-
-    return same_bits(source.reader.load(a), source.reader.load(b))
 
 
 def _sides(source: Source, config: dict[str, Any], plan: Plan, options: ConvertOptions, dtype: str | None) -> None:
@@ -237,9 +222,9 @@ def convert(options: ConvertOptions) -> Events:
     plan = plan_conversion(source, options)
     for note in plan.notes:
         yield Warned("note", note)
-    adapters = [f for folder in options.lora for name, _ in LORA_FILES if (f := Path(folder) / name).is_file()]
+    adapters = [adapter_file(Path(folder))[0] for folder in options.lora]
     state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in (*source.files, *adapters)}
-    losses, threads = Losses(), _threads(options.threads)
+    losses, threads = Losses(), pick_threads(options.threads).value
     staging = Staging(out, plan.fingerprint(str(state)), resume=options.resume, force=options.force)
     check_room(plan, out.parent, staging.held())
     with staging:
@@ -305,9 +290,3 @@ def _apart(source: Source, out: Path) -> None:
         raise QwenchError(f"the output lies in the input: `{out}`", "write it elsewhere; the input is never changed")
     if target in inside.parents or any(target == f.resolve() for f in source.files):
         raise QwenchError(f"the input lies in the output: `{out}`", "write it elsewhere; the input is never changed")
-
-
-def _threads(asked: int) -> int:
-    from .models.device import pick_threads
-
-    return pick_threads(asked).value

@@ -319,6 +319,17 @@ def test_an_interrupted_run_is_gone_on_with(lm: Path, tmp_path: Path, monkeypatc
     assert not (tmp_path / "out.part").exists()
 
 
+@pytest.mark.parametrize("to", ["safetensors", "bin"])
+def test_nan_is_met_again_by_a_resumed_run(lm: Path, tmp_path: Path, to: str) -> None:
+    bad = damaged(lm, tmp_path, _nan)
+    for resume in (False, True):
+        with pytest.raises(QwenchError, match="holds NaN"):
+            run(bad, tmp_path / "out", to=to, resume=resume)
+        assert not (tmp_path / "out").exists()
+    run(bad, tmp_path / "out", to=to, resume=True, allow_nan=True, verify="bits")
+    assert_same(tensors(tmp_path / "out"), tensors(bad))
+
+
 def test_a_plan_names_every_tensor(lm: Path) -> None:
     source = Source(lm)
     plan = plan_conversion(source, ConvertOptions(str(lm), "out", dtype="bfloat16", layout="flat"))

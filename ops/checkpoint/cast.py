@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .plan import Output
+
 #: elements in a piece: small enough that all passes over it stay in the cache
 PIECE = 1 << 20
 #: casts that lose nothing
@@ -61,6 +63,10 @@ class Losses:
                 self.underflow[name] = self.underflow.get(name, 0) + lost
             if error > self.largest[0]:
                 self.largest = (error, name)
+
+    def whole(self, output: Output) -> bool:
+        """No NaN was seen in it; one with NaN is not journalled, so that a resumed run meets it again."""
+        return self.nan.isdisjoint((output.name, *output.sources))
 
     def report(self) -> dict[str, object]:
         """JSON-able."""

@@ -59,11 +59,7 @@ def to_classifier(
     kind = dtype or "float32"
 
     def rows(losses: Losses | None) -> Iterator[Tensor]:
-        import torch
-
-        weight = source.reader.load(head.name)
-        y, n = weight[yes].float(), weight[no].float()
-        return pieces(SCORE, (y - n)[None] if labels == 1 else torch.stack((n, y)), kind, losses)
+        return pieces(SCORE, _score_rows(source, head, yes, no, labels), kind, losses)
 
     _drop(plan, (LM_HEAD,), "a classifier has its own head")
     what = f"row {yes} - row {no} of `{head.name}`" if labels == 1 else f"rows {no}, {yes} of `{head.name}`"
@@ -77,6 +73,15 @@ def to_classifier(
     }
 
 
+def _score_rows(source: Source, head: TensorInfo, yes: int, no: int, labels: int) -> Tensor:
+    """W[yes] - W[no] as one row, or the rows (no, yes); float32."""
+    import torch
+
+    weight = source.reader.load(head.name)
+    y, n = weight[yes].float(), weight[no].float()
+    return (y - n)[None] if labels == 1 else torch.stack((n, y))
+
+
 def to_lm(source: Source, config: dict[str, Any], plan: Plan, yes: int, no: int) -> dict[str, Any]:
     """A classifier made of yes and no rows becomes the language model it came from.
 
@@ -88,11 +93,8 @@ def to_lm(source: Source, config: dict[str, Any], plan: Plan, yes: int, no: int)
 
     head = head_info(source, config)
     if SCORE in source.infos:
-        weight, score = source.reader.load(head.name), source.reader.load(SCORE).float()
-        y, n = weight[yes].float(), weight[no].float()
-        wanted = (y - n)[None] if len(score) == 1 else torch.stack((n, y))
-        stored = wanted.to(source.reader.load(SCORE).dtype).float()
-        if not torch.equal(score, stored):
+        score = source.reader.load(SCORE)
+        if not torch.equal(score, _score_rows(source, head, yes, no, len(score)).to(score.dtype)):
             raise QwenchError(
                 f"`{SCORE}` is not made of the yes and no rows of `{head.name}`, so no language model scores the same: "
                 f"`{source.path}`",

@@ -96,10 +96,7 @@ class Adapter:
                 f"the adapter began as `{begun}`, which changes the base weights too: `{folder}`",
                 "save it as a plain LoRA first (peft: path_initial_model_for_weight_conversion)",
             )
-        file, kind = next(((folder / n, k) for n, k in FILES if (folder / n).is_file()), (None, None))
-        if file is None:
-            raise QwenchError(f"the adapter folder has no adapter_model.safetensors: `{folder}`")
-        self.file = file
+        file, kind = adapter_file(folder)
         reader = kind([file])
         found: dict[str, dict[str, Tensor]] = {}
         for name in reader.infos:
@@ -143,6 +140,18 @@ class Adapter:
         delta = self.deltas[name]
         kind = "DoRA" if delta.magnitude is not None else "LoRA"
         return f"merged with {kind} `{self.folder.name}` (r={delta.a.shape[0]}, scale={delta.scale:g})"
+
+
+def adapter_file(folder: Path) -> tuple[Path, type[SafetensorsReader] | type[TorchReader]]:
+    """The weights of an adapter folder, and what reads them.
+
+    Raises:
+        QwenchError: there are none.
+    """
+    for name, kind in FILES:
+        if (folder / name).is_file():
+            return folder / name, kind
+    raise QwenchError(f"the adapter folder has no adapter_model.safetensors: `{folder}`", "give the folder peft saved")
 
 
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:

@@ -92,7 +92,7 @@ def _safetensors(
         os.pwrite(handle, head, 0)
         yield from _parallel(todo, handle, starts, staging, losses, threads, release)
         os.fdatasync(handle)
-        staging.journal([o.name for o in todo if o.name not in staging.done])
+        staging.journal([o.name for o in todo if o.name not in staging.done and losses.whole(o)])
     finally:
         os.close(handle)
 
@@ -140,7 +140,7 @@ def _parallel(
                     yield count
                 if output is not None:
                     left -= 1
-                    names.append(output.name)
+                    names += [output.name] if losses.whole(output) else []
                 if unsynced >= SYNC_BYTES and names:
                     os.fdatasync(handle)
                     staging.journal(names)
@@ -171,7 +171,8 @@ def _torch(shard: Shard, staging: Staging, losses: Losses) -> Iterator[int]:
     if shard.file not in staging.done:
         torch.save({o.name: _whole(o, losses) for o in shard.outputs}, path)
         sync(path)
-        staging.journal([shard.file])
+        if all(losses.whole(o) for o in shard.outputs):
+            staging.journal([shard.file])
     yield shard.nbytes
 
 

@@ -42,7 +42,6 @@ class BertEncoder:
     def __init__(
         self, config: dict[str, Any], weights: Weights, dtype: dtype, device: str = "cpu", linear: Maker = Linear
     ) -> None:
-
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
         self.eps: float = config.get("layer_norm_eps", 1e-12)

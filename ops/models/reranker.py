@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -225,6 +226,4 @@ def _scores(model: Reranker, query: str, documents: Sequence[str]) -> list[float
 
 
 def _sigmoid(x: float) -> float:
-    import math
-
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -61,8 +61,6 @@ class PromptScorer:
         QwenchError: no head, yes or no are not single tokens, or an architecture that is not a known decoder.
     """
 
-    typed = False
-
     def __init__(self, checkpoint: Checkpoint, kind: str, instruction: str | None, settings: dict[str, Any]) -> None:
         self.tokenizer = TextTokenizer.load(checkpoint.path)
         self.template = read_template(checkpoint.path)
@@ -106,8 +104,7 @@ class PromptScorer:
         if query in self._kept:
             self._kept.move_to_end(query)
             return self._kept[query]
-        text = self.template.head(self.instruction, query)
-        text = text.removesuffix(" ") if self._lead else text
+        text = self.template.head(self.instruction, query).removesuffix(self._lead)
         ids, more = self._ids(text), self._ids(text + self._lead + "a")
         seam = more[: len(ids)] == ids
         if not seam:
@@ -222,11 +219,8 @@ def _answer_ids(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> tuple[int, 
     named = read_json(checkpoint.path / "1_LogitScore" / "config.json", {})
     if "true_token_id" in named and "false_token_id" in named:
         return int(named["true_token_id"]), int(named["false_token_id"])
-    found = tokenizer.ids([RERANK_YES, RERANK_NO])
-    for word, ids in zip((RERANK_YES, RERANK_NO), found, strict=True):
-        if len(ids) != 1:
-            raise QwenchError(f"the tokenizer has no single token for `{word}`: `{checkpoint.path}`", HINT)
-    return found[0][0], found[1][0]
+    yes, no = tokenizer.single_ids((RERANK_YES, RERANK_NO), checkpoint.path)
+    return yes, no
 
 
 def _classifier_head(weights: Weights, config: dict[str, Any], dtype: dtype, device: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,21 @@ class TextTokenizer:
             raise QwenchError("the tokenizer puts nothing between the texts of a pair", "this is no cross-encoder's")
         types = (pair.type_ids[i], pair.type_ids[j])
         return ids[:i], ids[i + len(left) : j], ids[j + len(right) :], types
+
+    def single_ids(self, words: Sequence[str], folder: Path) -> list[int]:
+        """Ids of words that are one token each.
+
+        Raises:
+            QwenchError: one of them is not; names it and `folder`.
+        """
+        found = self.ids(list(words))
+        for word, ids in zip(words, found, strict=True):
+            if len(ids) != 1:
+                raise QwenchError(
+                    f"the tokenizer has no single token for `{word}`: `{folder}`",
+                    "use a reranker with its own tokenizer, such as Qwen/Qwen3-Reranker-0.6B",
+                )
+        return [ids[0] for ids in found]
 
     def token_id(self, token: str) -> int | None:
         """Id of a token by its text, None when the vocabulary lacks it."""
