@@ -11,16 +11,24 @@ EPILOG = """\b
 examples:
   qwench convert Qwen/Qwen3-0.6B half --dtype float16 --verify bits
   qwench convert pytorch-model safe --to safetensors --max-shard-size 2GB
+  qwench convert Qwen/Qwen3-0.6B qwen3.gguf --dtype q8_0
   qwench convert Qwen/Qwen3-Reranker-0.6B classifier --head reranker --dry-run
 """
 
 
 def convert(
     src: Checkpoint,
-    out: Annotated[str, typer.Argument(help="Folder to make.", show_default=False)],
-    to: Annotated[str | None, typer.Option(help="safetensors or bin; the input's own by default.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto keeps each tensor's; float32, bfloat16, float16, float64.")] = "auto",
-    max_shard_size: Annotated[str, typer.Option(help="Most bytes per file.")] = "5GB",
+    out: Annotated[str, typer.Argument(help="Folder to make, or FILE.gguf.", show_default=False)],
+    to: Annotated[
+        str | None, typer.Option(help="safetensors, bin or gguf (OUT.gguf says so); the input's own by default.")
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto keeps each tensor's; float32, bfloat16, float16, float64; GGUF: q8_0, q4_0, q4_1, q5_0, q5_1."
+        ),
+    ] = "auto",
+    max_shard_size: Annotated[str, typer.Option(help="Most bytes per file; GGUF is always one.")] = "5GB",
     layout: Annotated[str | None, typer.Option(help="prefixed (model.layers...) or flat (layers...) names.")] = None,
     head: Annotated[str | None, typer.Option(help="lm, embedding, reranker (a classifier) or reward.")] = None,
     labels: Annotated[int, typer.Option(help="Labels of --head reranker: 1 or 2.")] = 1,

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from .checkpoint.gates import Heads, gate_kind
+from .checkpoint.gguf_reader import GgufReader
 from .checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX, layout_of
 from .checkpoint.reader import Source
 from .checkpoint.sidecars import read_json
@@ -25,11 +26,12 @@ def inspect(path: str, revision: str | None = None, offline: bool = False, tenso
         QwenchError: no checkpoint, or a damaged one.
     """
     source = open_source(path, revision, offline)
-    config = read_json(source.folder / "config.json", {})
+    config = source.config()
     infos = source.infos
+    stored = source.reader.stored if isinstance(source.reader, GgufReader) else {}
     by_dtype: Counter[str] = Counter()
     for info in infos.values():
-        by_dtype[info.dtype] += info.numel
+        by_dtype[stored.get(info.name, info.dtype)] += info.numel
     report: dict[str, Any] = {
         "schema": 1,
         "path": str(source.path),
@@ -52,7 +54,13 @@ def inspect(path: str, revision: str | None = None, offline: bool = False, tenso
     }
     if tensors:
         report["tensor_list"] = [
-            {"name": i.name, "shape": list(i.shape), "dtype": i.dtype, "bytes": i.nbytes, "file": i.file.name}
+            {
+                "name": i.name,
+                "shape": list(i.shape),
+                "dtype": stored.get(i.name, i.dtype),
+                "bytes": i.nbytes,
+                "file": i.file.name,
+            }
             for i in infos.values()
         ]
     yield Finished(report)
@@ -73,7 +81,9 @@ def _vocabulary(source: Source, config: dict[str, Any]) -> dict[str, Any] | None
         return None
     file = source.folder / "tokenizer.json"
     tokens = None
-    if file.is_file():
+    if isinstance(source.reader, GgufReader):
+        tokens = len(source.reader.file.said.get("tokenizer.ggml.tokens", [])) or None
+    elif file.is_file():
         tokenizer = json.loads(file.read_text("utf-8"))
         ids = [t["id"] for t in tokenizer.get("added_tokens", [])]
         vocab = tokenizer.get("model", {}).get("vocab", {})

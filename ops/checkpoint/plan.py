@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import QwenchError
 from .cast import Losses
+from .gguf_blocks import BLOCKS
 from .tensors import NAMES
 
 if TYPE_CHECKING:
@@ -41,15 +42,19 @@ class Output:
     @property
     def nbytes(self) -> int:
         """Bytes in the output."""
+        if self.dtype in BLOCKS:
+            _, size, count, _ = BLOCKS[self.dtype]
+            return prod(self.shape) // size * count
         return prod(self.shape) * NAMES[self.dtype][1]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A file to be written: its name and its tensors, in the order of their bytes."""
+    """A file to be written: its name, its tensors in the order of their bytes, and what a GGUF file says of itself."""
 
     file: str
     outputs: list[Output]
+    said: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -123,7 +128,7 @@ class Plan:
     def fingerprint(self, source: str) -> str:
         """Hash of what will be written and of `source`, a description of the input; a resumed run compares it."""
         side = {n: None if v is None else hashlib.sha256(v).hexdigest() for n, v in self.side.items()}
-        text = json.dumps([source, self.to_dict(), side], sort_keys=True)
+        text = json.dumps([source, self.to_dict(), side, [s.said for s in self.shards]], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

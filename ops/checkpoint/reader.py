@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import QwenchError
+from .gguf_reader import GgufReader
 from .safetensors_reader import AGAIN, SafetensorsReader
-from .tensors import TensorInfo
+from .sidecars import read_json
+from .tensors import WEIGHT_SUFFIXES, TensorInfo
 from .torch_reader import TorchReader
 
 if TYPE_CHECKING:
@@ -19,9 +21,6 @@ FORMATS = (
     ("model.safetensors", "model.safetensors.index.json", SafetensorsReader),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchReader),
 )
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".onnx", ".h5", ".msgpack")
-#: files of a training run that end like weights
-NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "rng_state.pth", "scaler.pt")
 
 
 class Reader(Protocol):
@@ -72,7 +71,9 @@ class Source:
             return SafetensorsReader([path])
         if path.suffix in (".bin", ".pt", ".pth"):
             return TorchReader([path])
-        raise QwenchError(f"not a weight file this command can read: `{path}`", "give .safetensors, .bin or .pt")
+        if path.suffix == ".gguf":
+            return GgufReader([path])
+        raise QwenchError(f"not a weight file this command can read: `{path}`", "give .safetensors, .bin, .pt or .gguf")
 
     def _folder(self) -> Reader:
         for single, index, reader in FORMATS:
@@ -112,6 +113,16 @@ class Source:
                 f"the weight index lacks {len(unlisted)} tensors of its files, such as `{unlisted[0]}`"
             )
         return reader
+
+    def config(self) -> dict[str, Any]:
+        """config.json, or what a GGUF file says in its place; empty where there is none.
+
+        Raises:
+            QwenchError: it cannot be read.
+        """
+        if isinstance(self.reader, GgufReader):
+            return self.reader.config()
+        return read_json(self.folder / "config.json", {})
 
     @property
     def infos(self) -> dict[str, TensorInfo]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import QwenchError
-from .reader import NO_WEIGHTS, WEIGHT_SUFFIXES, Source
+from .tensors import NO_WEIGHTS, WEIGHT_SUFFIXES
+
+if TYPE_CHECKING:
+    from .reader import Source
 
 #: side files above this size are left out, and named
 LARGEST = 64 << 20

@@ -24,6 +24,7 @@ class Staging:
         fingerprint: of the plan; a part of another plan is never gone on with.
         resume: go on with what an interrupted run left.
         force: replace what is there.
+        file: OUT is this one file of the part, not a folder.
 
     Attributes:
         part: where to write.
@@ -33,13 +34,17 @@ class Staging:
         QwenchError: OUT is there already; a part is there, of this plan or another; another run is at it.
     """
 
-    def __init__(self, out: Path, fingerprint: str, *, resume: bool = False, force: bool = False) -> None:
-        self.out, self.fingerprint = out, fingerprint
+    def __init__(
+        self, out: Path, fingerprint: str, *, resume: bool = False, force: bool = False, file: str | None = None
+    ) -> None:
+        self.out, self.fingerprint, self.file = out, fingerprint, file
         self.part = out.with_name(out.name + ".part")
         self.done: set[str] = set()
         self._journal: int | None = None
         if (out.exists() or out.is_symlink()) and not force:
             raise QwenchError(f"the output is there already: `{out}`", "choose another name, or add --force")
+        if file and out.is_dir():
+            raise QwenchError(f"the output is a file, and a folder is in its place: `{out}`", "choose another name")
         if not out.parent.is_dir():
             raise QwenchError(f"the folder of the output is not there: `{out.parent}`", "make it first")
         old = self._read() if self.part.exists() else None
@@ -116,7 +121,10 @@ class Staging:
         for folder, _, files in os.walk(self.part):
             for path in (*(os.path.join(folder, f) for f in files), folder):
                 sync(path)
-        if not (self.out.exists() or self.out.is_symlink()):
+        if self.file:
+            os.replace(self.part / self.file, self.out)
+            _remove(self.part)
+        elif not (self.out.exists() or self.out.is_symlink()):
             os.rename(self.part, self.out)
         elif _exchange(self.part, self.out):
             _remove(self.part)

@@ -29,6 +29,10 @@ CODES = {
     "BOOL": ("bool", 1),
 }
 NAMES = {name: (code, size) for code, (name, size) in CODES.items()}
+#: endings of files that hold weights
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".ckpt", ".onnx", ".h5", ".msgpack")
+#: files of a training run that end like weights
+NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin", "rng_state.pth", "scaler.pt")
 FLOATS = ("float64", "float32", "bfloat16", "float16")
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import QwenchError
 from .cast import Losses, as_bytes, same_bits
+from .gguf_file import GgufFile
+from .gguf_plan import place
 from .plan import Output, Plan, Shard
 from .safetensors_reader import SafetensorsReader
 from .staging import Staging, sync
@@ -72,23 +74,25 @@ def write_tensors(
         OSError: disk full, read-only, ...
     """
     for shard in plan.shards:
-        if shard.file.endswith(".safetensors"):
-            yield from _safetensors(shard, staging, losses, threads, release)
+        if shard.file.endswith((".safetensors", ".gguf")):
+            yield from _placed(shard, staging, losses, threads, release)
         else:
             yield from _torch(shard, staging, losses)
 
 
-def _safetensors(
+def _placed(
     shard: Shard, staging: Staging, losses: Losses, threads: int, release: Callable[[str], None]
 ) -> Iterator[int]:
-    head, starts = header_of(shard)
+    """Files whose header says where each tensor's bytes belong."""
+    head, starts = place(shard) if shard.said else header_of(shard)
+    end = max((starts[o.name] + o.nbytes for o in shard.outputs), default=len(head))
     todo = [o for o in shard.outputs if o.name not in staging.done]
     yield shard.nbytes - sum(o.nbytes for o in todo)
     handle = os.open(staging.part / shard.file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if hasattr(os, "posix_fallocate"):
             # A full disk shows here, not in the middle of the work.
-            os.posix_fallocate(handle, 0, len(head) + shard.nbytes)
+            os.posix_fallocate(handle, 0, end)
         os.pwrite(handle, head, 0)
         yield from _parallel(todo, handle, starts, staging, losses, threads, release)
         os.fdatasync(handle)
@@ -211,6 +215,9 @@ def write_sides(plan: Plan, staging: Staging, source: Path) -> None:
 def verify_bits(plan: Plan, folder: Path) -> Iterator[tuple[str, int, bool]]:
     """Read what was written and make it again from the input: (name, bytes, equal to the bit), tensor by tensor."""
     files = [folder / s.file for s in plan.shards]
+    if files[0].suffix == ".gguf":
+        yield from _verify_bytes(plan, GgufFile(files[0]))
+        return
     kind = SafetensorsReader if files[0].suffix == ".safetensors" else TorchReader
     reader = kind(files)
     for output in plan.outputs:
@@ -224,3 +231,18 @@ def verify_bits(plan: Plan, folder: Path) -> Iterator[tuple[str, int, bool]]:
             at += piece.numel()
         reader.release(output.name)
         yield output.name, output.nbytes, same and at == flat.numel()
+
+
+def _verify_bytes(plan: Plan, file: GgufFile) -> Iterator[tuple[str, int, bool]]:
+    """The same for a GGUF file, block by block as they are stored."""
+    stored = {t.name: t for t in file.tensors}
+    with memoryview(file.map) as bytes_:
+        for output in plan.outputs:
+            found = stored.get(output.name)
+            same = found is not None and (found.shape, found.kind) == (output.shape, output.dtype)
+            at = found.offset if found else 0
+            for piece in output.pieces(None) if same else ():
+                data = as_bytes(piece)
+                same = same and bytes_[at : at + len(data)] == data
+                at += len(data)
+            yield output.name, output.nbytes, same

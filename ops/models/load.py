@@ -61,8 +61,8 @@ def load_encoder(
 
     if checkpoint.kind == "gguf" or checkpoint.path.is_file():
         raise QwenchError(
-            f"GGUF files cannot be read here yet: `{checkpoint.name}`",
-            "use the safetensors version of the model",
+            f"GGUF files cannot be run directly yet: `{checkpoint.name}`",
+            f"turn it into a folder first: qwench convert {checkpoint.name} FOLDER",
         )
     folder = checkpoint.path
     config = read_json(folder / "config.json")

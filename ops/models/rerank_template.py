@@ -39,6 +39,10 @@ class RerankTemplate:
         """The text before every document of a query."""
         return self.static(instruction) + query + self.before_document
 
+    def filled(self, query: str, document: str) -> str:
+        """The whole prompt, with the default instruction."""
+        return self.head(self.instruction, query) + document + self.after_document
+
 
 def read_template(folder: Path) -> RerankTemplate:
     """The checkpoint's own template where it is one with the roles query and document, else the published strings.

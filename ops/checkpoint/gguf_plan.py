@@ -1,0 +1,191 @@
+"""A plan under transformers' names becomes the plan of one GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QwenchError
+from .cast import EXACT, PIECE, Losses
+from .gguf_arch import PERMUTED, POOLING, gguf_name, settings_of
+from .gguf_blocks import BLOCKS, PLAIN, encode
+from .gguf_file import header
+from .gguf_reader import permuted
+from .gguf_tokenizer import lists_from
+from .layout import PREFIX
+from .plan import Output, Plan, Shard
+from .reader import Source
+from .tensors import torch_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: matrices that decide which token comes next keep 8 bits in a 4- or 5-bit file
+_DELICATE = ("token_embd.weight", "output.weight")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_INSIDE = ("config.json", "generation_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file: str, rerank_template: str) -> None:
+    """Replace the outputs, shards and side files of a plan by those of one GGUF file.
+
+    Args:
+        source: where the tensors come from.
+        config: of the model as planned.
+        plan: under transformers' names; changed.
+        dtype: auto, a float dtype or a key of BLOCKS.
+        file: name of the GGUF file.
+        rerank_template: with {query} and {document}, for models that rank.
+
+    Raises:
+        QwenchError: a tensor, setting or tokenizer that GGUF has no name for here.
+    """
+    said = settings_of(config)
+    arch = said["general.architecture"]
+    stacks: dict[str, dict[int, Output]] = {}
+    for output in plan.outputs:
+        name = output.name if output.name.startswith((PREFIX, "lm_head.", "score.")) else PREFIX + output.name
+        found = gguf_name(name)
+        if found is None:
+            raise QwenchError(f"llama.cpp has no name for a tensor of this model: `{output.name}`")
+        stacks.setdefault(found[0], {})[found[1] or 0] = output
+    heads = {"attn_q": config["num_attention_heads"]}
+    heads["attn_k"] = config.get("num_key_value_heads") or heads["attn_q"]
+    plan.outputs = [
+        _output(name, [parts[i] for i in sorted(parts)], "_exps." in name, dtype, plan.notes, _heads(arch, name, heads))
+        for name, parts in stacks.items()
+    ]
+    counts: dict[str, int] = {}
+    for output in plan.outputs:
+        if len(output.shape) > 1:
+            counts[output.dtype] = counts.get(output.dtype, 0) + output.nbytes
+    most = max(counts, key=counts.__getitem__)
+    said |= {
+        "general.type": "model",
+        "general.name": source.path.resolve().stem if source.path.is_file() else source.path.resolve().name,
+        "general.file_type": (BLOCKS.get(most) or PLAIN[most])[-1],
+        "general.quantization_version": 2,
+    }
+    said |= _text(source, config, plan, stacks)
+    if pooling := _pooling(source, plan):
+        said[f"{arch}.pooling_type"] = POOLING[pooling]
+    if "cls.output.weight" in stacks:
+        said |= {
+            f"{arch}.pooling_type": POOLING["rank"],
+            f"{arch}.classifier.output_labels": ["yes", "no"],
+            "tokenizer.chat_templates": ["rerank"],
+            "tokenizer.chat_template.rerank": rerank_template,
+        }
+    plan.side = {}
+    plan.left = sorted({*plan.left, *(n for n in plan.copies if n not in (*_TOKENIZER, *_INSIDE))})
+    plan.copies = []
+    plan.shards = [Shard(file, plan.outputs, said)]
+
+
+def place(shard: Shard) -> tuple[bytes, dict[str, int]]:
+    """(header, name -> first byte) of the file."""
+    numbers = {k: v[0] for k, v in (PLAIN | BLOCKS).items()}
+    return header(shard.said, [(o.name, o.shape, numbers[o.dtype], o.nbytes) for o in shard.outputs])
+
+
+def _heads(arch: str, name: str, heads: dict[str, int]) -> int:
+    """By how many heads the rows are to be put in llama.cpp's order; 0 for not at all."""
+    return heads.get(name.split(".")[2], 0) if arch in PERMUTED and name.startswith("blk.") else 0
+
+
+def _output(name: str, parts: list[Output], stacked: bool, dtype: str, notes: list[str], heads: int) -> Output:
+    first = parts[0]
+    if any(p.shape != first.shape for p in parts):
+        raise QwenchError(f"experts of different shapes cannot be stacked: `{first.name}`")
+    shape = (len(parts), *first.shape) if stacked else first.shape
+    kind = _kind(name, first, dtype, notes)
+    if name == "cls.output.weight" and shape[0] == 1:
+        # llama.cpp takes a softmax over (yes, no): with a row of zeros for no it is the sigmoid of the score.
+        shape = (2, *shape[1:])
+    did = [f"from `{first.name}`" if len(parts) == 1 else f"{len(parts)} experts stacked"]
+    did += [f"{first.dtype} to {kind}"] if kind != first.dtype else []
+    did += ["rows in llama.cpp's order"] if heads else []
+    sources = tuple(n for p in parts for n in p.sources)
+
+    def made(losses: Losses | None) -> Iterator[Tensor]:
+        for part in parts:
+            stream: Iterable[Tensor] = part.pieces(losses)
+            if heads:
+                stream = permuted(_joined(stream).view(part.shape), heads).view(-1).split(PIECE)
+            elif name == "cls.output.weight":
+                stream = [_yes_no(_joined(stream).view(part.shape))]
+            yield from _encoded(name, stream, kind, losses)
+
+    return Output(name, shape, kind, sources, ", ".join(did), made)
+
+
+def _kind(name: str, first: Output, dtype: str, notes: list[str]) -> str:
+    """Vectors, routers and ranking heads stay float32, which llama.cpp's kernels want."""
+    if len(first.shape) < 2 or "ffn_gate_inp" in name or name.startswith("cls."):
+        return "float32"
+    if dtype not in BLOCKS:
+        kind = first.dtype if dtype == "auto" else dtype
+        return "float32" if kind == "float64" else kind
+    if first.shape[-1] % BLOCKS[dtype][1]:
+        notes.append(f"rows of `{first.name}` are not whole blocks of {dtype}; it is written as float16")
+        return "float16"
+    return "q8_0" if name in _DELICATE else dtype
+
+
+def _encoded(name: str, stream: Iterable[Tensor], kind: str, losses: Losses | None) -> Iterator[Tensor]:
+    import torch
+
+    size = BLOCKS[kind][1] if kind in BLOCKS else 1
+    rest: Tensor | None = None
+    for piece in stream:
+        piece = piece if rest is None else torch.cat((rest, piece))
+        whole = piece.numel() // size * size
+        rest = piece[whole:] if whole < piece.numel() else None
+        piece = piece[:whole]
+        if kind in BLOCKS:
+            yield encode(piece, kind)
+            continue
+        own, cast = str(piece.dtype).removeprefix("torch."), piece.to(torch_dtype(kind))
+        if losses is not None and own != kind and (own, kind) not in EXACT:
+            losses.seen(name, piece, cast)
+        yield cast
+
+
+def _joined(stream: Iterable[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(list(stream))
+
+
+def _yes_no(score: Tensor) -> Tensor:
+    """transformers' classifier rows, (score) or (no, yes), as (yes, no)."""
+    import torch
+
+    return (torch.cat((score, torch.zeros_like(score))) if len(score) == 1 else score.flip(0)).reshape(-1)
+
+
+def _file(source: Source, plan: Plan, name: str) -> str | None:
+    """A side file as it would be written."""
+    content = plan.side.get(name)
+    if content is None and source.path.is_dir() and (source.folder / name).is_file():
+        content = (source.folder / name).read_bytes()
+    return content.decode("utf-8") if content is not None else None
+
+
+def _text(source: Source, config: dict[str, Any], plan: Plan, stacks: dict[str, dict[int, Output]]) -> dict[str, Any]:
+    data, own, template = (_file(source, plan, name) for name in _TOKENIZER)
+    if data is None:
+        plan.notes.append("no tokenizer.json: the GGUF file has no tokenizer")
+        return {"tokenizer.ggml.model": "none"}
+    settings = json.loads(own or "{}")
+    found = template or settings.get("chat_template")
+    if isinstance(found, list):
+        found = next((t["template"] for t in found if t.get("name") == "default"), None)
+    return lists_from(json.loads(data), settings, found, stacks["token_embd.weight"][0].shape[0], config)
+
+
+def _pooling(source: Source, plan: Plan) -> str | None:
+    said = json.loads(_file(source, plan, "1_Pooling/config.json") or "{}")
+    modes = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls"}
+    return next((ours for theirs, ours in modes.items() if said.get(f"pooling_mode_{theirs}")), None)

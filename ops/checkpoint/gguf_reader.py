@@ -1,0 +1,167 @@
+"""GGUF files as named tensors, under transformers' names and with its order of rows; blocks become float32."""
+
+from __future__ import annotations
+
+import mmap
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import QwenchError
+from .gguf_arch import PERMUTED, POOLING, TYPES, config_of, hf_name
+from .gguf_blocks import PLAIN, decode, torch_of
+from .gguf_file import GgufFile, Stored
+from .gguf_tokenizer import files_of
+from .safetensors_reader import AGAIN
+from .tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class GgufReader:
+    """Tensors of a GGUF file; see SafetensorsReader for the interface.
+
+    Experts that lie in one stack are tensors of their own. Names that llama.cpp's architectures do not share with
+    transformers' stay as they are.
+
+    Attributes:
+        file: the parsed head.
+        arch: `general.architecture`.
+        stored: name -> format on disk, such as `q4_1` or `float32`.
+
+    Raises:
+        QwenchError: damaged, or one of several parts.
+    """
+
+    format = "gguf"
+
+    def __init__(self, files: list[Path]) -> None:
+        if len(files) != 1:
+            raise QwenchError(f"a GGUF model is one file, and there are {len(files)}: `{files[0]}`", "give the file")
+        self.file = GgufFile(files[0])
+        said = self.file.said
+        if said.get("split.count", 1) > 1:
+            raise QwenchError(
+                f"the GGUF file is one part of {said['split.count']}: `{files[0]}`",
+                "join them: llama-gguf-split --merge",
+            )
+        self.arch: str = said.get("general.architecture", "")
+        self.metadata = {k: str(v) for k, v in said.items() if not isinstance(v, list)}
+        self.infos: dict[str, TensorInfo] = {}
+        self.stored: dict[str, str] = {}
+        self._heads = {"q": said.get(f"{self.arch}.attention.head_count")}
+        self._heads["k"] = said.get(f"{self.arch}.attention.head_count_kv", self._heads["q"])
+        for tensor in self.file.tensors:
+            for name, part in self._parts(tensor):
+                if name in self.infos:
+                    raise QwenchError(f"`{name}` is twice in the file: `{files[0]}`", AGAIN)
+                kind = part.kind if part.kind in PLAIN else "float32"
+                self.infos[name] = TensorInfo(name, part.shape, kind, part.nbytes, files[0], part.offset)
+                self.stored[name] = part.kind
+
+    def _parts(self, tensor: Stored) -> list[tuple[str, Stored]]:
+        name = hf_name(tensor.name) if self.arch in TYPES else None
+        if name is None:
+            return [(tensor.name, tensor)]
+        if "{}" not in name:
+            return [(name, tensor)]
+        count, size = tensor.shape[0], tensor.nbytes // tensor.shape[0]
+        return [
+            (name.format(i), Stored(tensor.name, tensor.shape[1:], tensor.kind, tensor.offset + i * size, size))
+            for i in range(count)
+        ]
+
+    def load(self, name: str) -> Tensor:
+        """The tensor; a view of the mapped file where it is stored as it is, float32 made from blocks elsewhere."""
+        import torch
+
+        info, kind = self.infos[name], self.stored[name]
+        dtype = torch_of(kind)
+        if not info.nbytes:
+            return torch.empty(info.shape, dtype=dtype or torch.float32)
+        raw = torch.frombuffer(self.file.map, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+        found = raw.view(dtype).view(info.shape) if dtype is not None else decode(raw, kind, info.shape)
+        for side, heads in self._heads.items():
+            if self.arch in PERMUTED and heads and f".self_attn.{side}_proj." in name:
+                found = unpermuted(found, heads)
+        # llama.cpp ranks by (yes, no), transformers' classifier is (no, yes).
+        return found.flip(0) if name == "score.weight" and len(found) == 2 else found
+
+    def release(self, name: str) -> None:
+        """Let go of the tensor's pages."""
+        info = self.infos[name]
+        first = -(-(info.offset or 0) // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = ((info.offset or 0) + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self.file.map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def exact(self) -> str | None:
+        """The dtype that says every float of the file: that of its matrices, when its vectors fit into it; else None.
+
+        llama.cpp wants norms and biases in float32 whatever the model's own dtype.
+        """
+        import torch
+
+        kinds: dict[str, int] = {}
+        for name, info in self.infos.items():
+            if info.is_float and len(info.shape) > 1:
+                kind = self.stored[name] if self.stored[name] in PLAIN else "float32"
+                kinds[kind] = kinds.get(kind, 0) + info.numel
+        if not kinds:
+            return None
+        most = max(kinds, key=kinds.__getitem__)
+        for name, info in self.infos.items():
+            if info.is_float and info.dtype != most:
+                if len(info.shape) > 1 and self.stored[name] not in PLAIN:
+                    return "float32"
+                found = self.load(name)
+                if not torch.equal(found.to(getattr(torch, most)).to(found.dtype), found):
+                    return "float32"
+        return most
+
+    def config(self) -> dict[str, Any]:
+        """config.json rebuilt; empty for an architecture that is not known here.
+
+        Raises:
+            QwenchError: a setting is missing or cannot be rebuilt.
+        """
+        if self.arch not in TYPES:
+            return {}
+        embedding = self.infos.get("model.embed_tokens.weight")
+        if embedding is None:
+            raise QwenchError(f"the GGUF file has no token embeddings: `{self.file.path}`", AGAIN)
+        if "rope_freqs.weight" in self.infos:
+            raise QwenchError("Llama 3's rope factors cannot be rebuilt from GGUF", "get the model in safetensors")
+        config = config_of(
+            self.file.said,
+            embedding.shape[0],
+            "lm_head.weight" not in self.infos,
+            self.exact() or "float32",
+            "model.layers.0.self_attn.q_proj.bias" in self.infos,
+            "score.weight" in self.infos,
+        )
+        if "score.weight" in self.infos:
+            labels = self.infos["score.weight"].shape[0]
+            config |= {"num_labels": labels, "id2label": {str(i): f"LABEL_{i}" for i in range(labels)}}
+        return config
+
+    def sides(self) -> dict[str, bytes]:
+        """Tokenizer files rebuilt."""
+        return files_of(self.file.said)
+
+    @property
+    def pooling(self) -> str | None:
+        """mean, cls, last or rank, when the file says so."""
+        said = self.file.said.get(f"{self.arch}.pooling_type")
+        return next((name for name, number in POOLING.items() if number == said), None)
+
+
+def permuted(weight: Tensor, heads: int) -> Tensor:
+    """Rows of q or k in llama.cpp's order: the halves of each head interleaved."""
+    return weight.view(heads, 2, -1, prod(weight.shape[1:])).transpose(1, 2).reshape(weight.shape)
+
+
+def unpermuted(weight: Tensor, heads: int) -> Tensor:
+    """Rows of q or k in transformers' order."""
+    return weight.view(heads, -1, 2, prod(weight.shape[1:])).transpose(1, 2).reshape(weight.shape)
