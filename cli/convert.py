@@ -10,7 +10,6 @@ from .out import clock, size, start
 EPILOG = """\b
 examples:
   qwench convert Qwen/Qwen3-0.6B half --dtype float16 --verify bits
-  qwench convert pytorch-model safe --to safetensors --max-shard-size 2GB
   qwench convert Qwen/Qwen3-0.6B qwen3.gguf --dtype q8_0
   qwench convert Qwen/Qwen3-Reranker-0.6B classifier --head reranker --dry-run
 """
@@ -18,7 +17,9 @@ examples:
 
 def convert(
     src: Checkpoint,
-    out: Annotated[str, typer.Argument(help="Folder to make, or FILE.gguf.", show_default=False)],
+    out: Annotated[
+        str, typer.Argument(help="Folder to make, or FILE.gguf; a text with --explain-gates.", show_default=False)
+    ],
     to: Annotated[
         str | None, typer.Option(help="safetensors, bin or gguf (OUT.gguf says so); the input's own by default.")
     ] = None,
@@ -35,8 +36,12 @@ def convert(
     lora: Annotated[list[str] | None, typer.Option(help="Adapter folder to merge; repeatable, in order.")] = None,
     gate: Annotated[str | None, typer.Option(help="Insert attention gates: headwise or elementwise.")] = None,
     gate_layout: Annotated[str | None, typer.Option(help="stock (Qwen3-Next) or fork (as published).")] = None,
+    explain_gates: Annotated[
+        bool, typer.Option("--explain-gates", help="Convert nothing: measure SRC's attention sinks on the text OUT.")
+    ] = False,
+    plot: Annotated[str | None, typer.Option(help="PNG or SVG to draw for --explain-gates.")] = None,
     untie: Annotated[bool, typer.Option("--untie", help="Write a tied head as a tensor of its own.")] = False,
-    verify: Annotated[str, typer.Option(help="bits reads everything again and compares.")] = "none",
+    verify: Annotated[str, typer.Option(help="bits compares every byte; logits asks both models the same.")] = "none",
     allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Convert although a tensor holds NaN.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
@@ -53,8 +58,17 @@ def convert(
     The input is never changed. The output appears whole, or as OUT.part that --resume goes on with.
     """
     from ..ops import convert as op
+    from ..ops.errors import QwenchError
 
     streams = start(json, quiet, verbose)
+    if explain_gates:
+        from ..ops.explain import explain_gates as explain
+
+        found = streams.run(explain(src, out, plot, revision, offline))
+        streams.document(found) if json else streams.data(_explained(found))
+        return
+    if plot:
+        raise QwenchError("--plot draws what --explain-gates measures", "add --explain-gates", code=2)
     options = op.ConvertOptions(
         src=src,
         out=out,
@@ -96,12 +110,25 @@ def _planned(plan: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{size(plan['bytes'])} in {count}; free: {size(plan['free'])}"])
 
 
+def _explained(found: dict[str, Any]) -> str:
+    lines = ["layer  first token  largest activation  gate"]
+    for row in found["layers"]:
+        gate = "-" if row["gate"] is None else f"{row['gate']:.3f}"
+        lines.append(f"{row['layer']:5}  {row['first_token']:11.3f}  {row['largest']:18.1f}  {gate}")
+    return "\n".join(lines)
+
+
 def _done(result: dict[str, Any]) -> str:
     files = f"{result['shards']} files" if result["shards"] > 1 else "1 file"
     line = (
         f"{result['out']}: {result['tensors']} tensors, {size(result['bytes'])} in {files}, {clock(result['seconds'])}"
     )
     line += ", verified to the bit" if result["verified"] else ""
+    if logits := result["logits"]:
+        line += (
+            f"\nsame {logits['tokens']} tokens asked: largest difference of a logit {logits['max_difference']:.2g}, "
+        )
+        line += f"KL {logits['kl']:.2g} nats, same first choice {logits['same_top']:.0%}"
     for dropped in result["dropped"]:
         line += f"\ndropped `{dropped['name']}`: {dropped['reason']}"
     if result["left_out"]:

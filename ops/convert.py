@@ -33,11 +33,15 @@ def convert(options: ConvertOptions) -> Events:
     Raises:
         QwenchError: unreadable input, options that do not fit, output there already, disk too small, NaN.
     """
+    from .stock import alike, check_options, compare_logits
+
     begun = time.monotonic()
     source = open_source(options.src, options.revision, options.offline)
     out = Path(os.path.abspath(options.out))
     _apart(source, out)
     plan = plan_conversion(source, options)
+    if options.verify == "logits":
+        check_options(options)
     for note in plan.notes:
         yield Warned("note", note)
     adapters = [adapter_file(Path(folder))[0] for folder in options.lora]
@@ -62,6 +66,17 @@ def convert(options: ConvertOptions) -> Events:
                 if not same:
                     raise QwenchError(f"what was written differs from the input: `{name}`", "check the disk", code=3)
                 yield Advanced("verify", count)
+        logits = None
+        if options.verify == "logits":
+            yield Started("logits")
+            logits = compare_logits(source, Source(staging.part / single if single else staging.part), out.parent)
+            if not alike(logits, options.dtype):
+                raise QwenchError(
+                    f"the converted model answers differently (KL {logits['kl']:.2g} nats, largest difference "
+                    f"{logits['max_difference']:.2g}): `{options.src}`",
+                    f"what was written is in `{staging.part}`",
+                    code=3,
+                )
         staging.commit()
     for name, count in losses.overflow.items():
         yield Warned("overflow", f"{count} values of `{name}` became infinite in {options.dtype}", name)
@@ -78,6 +93,7 @@ def convert(options: ConvertOptions) -> Events:
             "notes": plan.notes,
             "losses": losses.report() if options.dtype != "auto" else None,
             "verified": options.verify == "bits",
+            "logits": logits,
             "seconds": round(time.monotonic() - begun, 3),
         }
     )

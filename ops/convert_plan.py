@@ -26,7 +26,7 @@ from .models.tokenizer import TextTokenizer
 from .text.prompts import EMBED_DEFAULT_TASK, EMBED_EOS, RERANK_NO, RERANK_YES, embed_query_prompt
 
 FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin"), "gguf": ("model", ".gguf")}
-VERIFY = ("none", "bits")
+VERIFY = ("none", "bits", "logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ConvertOptions:
         gate: headwise or elementwise attention gates to insert; None keeps what is there.
         gate_layout: stock (what transformers' Qwen3-Next reads) or fork (as published); None keeps it.
         untie: write a tied head as a tensor of its own.
-        verify: bits reads everything again and compares.
+        verify: bits reads everything again and compares; logits asks both models the same.
         allow_nan: convert although a tensor holds NaN.
     """
 
