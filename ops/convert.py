@@ -48,7 +48,14 @@ def convert(options: ConvertOptions) -> Events:
     state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in (*source.files, *adapters)}
     losses, threads = Losses(), pick_threads(options.threads).value
     single = plan.shards[0].file if plan.shards[0].said else None
-    staging = Staging(out, plan.fingerprint(str(state)), resume=options.resume, force=options.force, file=single)
+    staging = Staging(
+        out,
+        plan.fingerprint(str(state)),
+        resume=options.resume,
+        force=options.force,
+        file=single,
+        files=plan.files,
+    )
     check_room(plan, out.parent, staging.held())
     with staging:
         resumed = sum(o.nbytes for s in plan.shards for o in s.outputs if {o.name, s.file} & staging.done)

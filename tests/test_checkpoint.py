@@ -319,6 +319,25 @@ def test_an_interrupted_run_is_gone_on_with(lm: Path, tmp_path: Path, monkeypatc
     assert not (tmp_path / "out.part").exists()
 
 
+@pytest.mark.parametrize("journal", [None, "", '{"plan": "'])
+def test_a_part_without_its_journal_is_begun_anew(lm: Path, tmp_path: Path, journal: str | None) -> None:
+    part = tmp_path / "out.part"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"half")
+    if journal is not None:
+        (part / ".qwench-journal").write_text(journal)
+    with pytest.raises(QwenchError, match="an interrupted run left"):
+        run(lm, tmp_path / "out")
+    run(lm, tmp_path / "out", resume=True)
+    assert_same(tensors(lm), tensors(tmp_path / "out"))
+    part.mkdir()
+    (part / "thesis.txt").write_text("not ours")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(QwenchError, match="another conversion"):
+        run(lm, tmp_path / "out", resume=True)
+    assert (part / "thesis.txt").exists()
+
+
 @pytest.mark.parametrize("to", ["safetensors", "bin"])
 def test_nan_is_met_again_by_a_resumed_run(lm: Path, tmp_path: Path, to: str) -> None:
     bad = damaged(lm, tmp_path, _nan)

@@ -89,6 +89,13 @@ class Plan:
         """Bytes of all tensors."""
         return sum(o.nbytes for o in self.outputs)
 
+    @property
+    def files(self) -> set[str]:
+        """Relative paths of everything that will be written."""
+        sides = {name for name, content in self.side.items() if content is not None}
+        index = {"model.safetensors.index.json", "pytorch_model.bin.index.json"} if len(self.shards) > 1 else set()
+        return {s.file for s in self.shards} | set(self.copies) | sides | index
+
     def check(self, inputs: Sequence[str]) -> None:
         """Every input tensor is written or named as dropped, and no output comes twice.
 

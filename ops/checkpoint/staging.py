@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,7 @@ class Staging:
         resume: go on with what an interrupted run left.
         force: replace what is there.
         file: OUT is this one file of the part, not a folder.
+        files: names of everything that will be in the part.
 
     Attributes:
         part: where to write.
@@ -35,7 +37,14 @@ class Staging:
     """
 
     def __init__(
-        self, out: Path, fingerprint: str, *, resume: bool = False, force: bool = False, file: str | None = None
+        self,
+        out: Path,
+        fingerprint: str,
+        *,
+        resume: bool = False,
+        force: bool = False,
+        file: str | None = None,
+        files: Collection[str] = (),
     ) -> None:
         self.out, self.fingerprint, self.file = out, fingerprint, file
         self.part = out.with_name(out.name + ".part")
@@ -52,11 +61,21 @@ class Staging:
             raise QwenchError(
                 f"an interrupted run left `{self.part}`", "add --resume to go on with it, or --force to begin anew"
             )
-        if old is not None and resume and old != fingerprint:
+        if old == "" and self._only(files):
+            # A kill struck before the journal's first line, or after its last: nothing to go on from, nothing to lose.
+            old = None if resume else old
+        elif old is not None and resume and old != fingerprint:
             raise QwenchError(
                 f"`{self.part}` is of another conversion: its input or options differ", "add --force to begin anew"
             )
         self._keep = old is not None and resume
+
+    def _only(self, files: Collection[str]) -> bool:
+        """Nothing is in the part but what this plan writes."""
+        if not self.part.is_dir() or self.part.is_symlink():
+            return False
+        held = (p.relative_to(self.part).as_posix() for p in self.part.rglob("*") if not p.is_dir())
+        return all(name == JOURNAL or name in files for name in held)
 
     def _read(self) -> str:
         """Fingerprint of the part that is there; fills `done`."""

@@ -109,9 +109,9 @@ class Feed:
                     self._read(item)
                 self._maybe_send()
             self._send()
-            self._queue.put(None)
+            self._put(None)
         except BaseException as error:
-            self._queue.put(error)
+            self._put(error)
 
     def _maybe_send(self) -> None:
         window = self._window
@@ -121,9 +121,13 @@ class Feed:
 
     def _send(self) -> None:
         window, self._window = self._window, Window()
+        self._put(window)
+
+    def _put(self, item: Window | BaseException | None) -> None:
+        """Never waits for good: an interrupt in the other thread's `get` can take the item and wake nobody."""
         while not self._stop.is_set():
             try:
-                self._queue.put(window, timeout=0.2)
+                self._queue.put(item, timeout=0.2)
             except queue.Full:
                 continue
             return
