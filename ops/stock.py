@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint.cast import Losses
 from .checkpoint.gates import Heads, gate_kind
 from .checkpoint.reader import Source
+from .checkpoint.staging import Staging
 from .checkpoint.tensors import FLOATS
-from .convert_plan import ConvertOptions
+from .checkpoint.writer import write_sides, write_tensors
+from .convert_plan import ConvertOptions, plan_conversion
 from .errors import QwenchError
+from .models.device import pick_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,10 +71,13 @@ def is_fork(source: Source) -> bool:
 
 
 def _rewritten(source: Source, out: Path, gate_layout: str | None) -> None:
-    from .convert import convert
-
-    for _ in convert(ConvertOptions(str(source.path), str(out), to="safetensors", gate_layout=gate_layout)):
-        pass
+    options = ConvertOptions(str(source.path), str(out), to="safetensors", gate_layout=gate_layout)
+    plan = plan_conversion(source, options)
+    with Staging(out, plan.fingerprint(""), files=plan.files) as staging:
+        for _ in write_tensors(plan, staging, Losses(), pick_threads().value, source.reader.release):
+            pass
+        write_sides(plan, staging, source.folder)
+        staging.commit()
 
 
 def asked_ids(source: Source, config: dict[str, Any]) -> Tensor:
