@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from .elementwise import norm_rotate, rms_norm, silu_mul
 from .linear import Linear, Maker
+from .moe import Experts
 from .packed import Prefix, Run, attend, attend_last, positions_of, runs_of
+from .rope import KINDS, frequencies, rope_parameters
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -28,18 +30,15 @@ def supports(config: dict[str, Any]) -> str | None:
         return "sliding-window attention"
     if config.get("hidden_act", "silu") != "silu":
         return f"hidden_act `{config['hidden_act']}`"
-    if rope_parameters(config).get("rope_type", "default") != "default":
+    if rope_parameters(config).get("rope_type", "default") not in KINDS:
         return f"rope_type `{rope_parameters(config)['rope_type']}`"
     return None
 
 
-def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings of either spelling: `rope_parameters` (transformers 5) or rope_theta and rope_scaling (4)."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
-    if "type" in rope:
-        rope.setdefault("rope_type", rope.pop("type"))
-    return rope
+def sparse(config: dict[str, Any], layer: int) -> bool:
+    """Whether a layer of Qwen3-MoE has experts."""
+    step = config.get("decoder_sparse_step", 1)
+    return layer not in (config.get("mlp_only_layers") or ()) and config["num_experts"] > 0 and (layer + 1) % step == 0
 
 
 class DecoderEncoder:
@@ -56,7 +55,6 @@ class DecoderEncoder:
     def __init__(
         self, config: dict[str, Any], weights: Weights, dtype: dtype, device: str = "cpu", linear: Maker = Linear
     ) -> None:
-        import torch
 
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
@@ -67,7 +65,7 @@ class DecoderEncoder:
         self.device, self.dtype = device, dtype
         h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
         kind = config["model_type"]
-        qk_norm = kind == "qwen3"
+        qk_norm = kind in ("qwen3", "qwen3_moe")
         # Qwen2 has biases on q, k and v alone, whatever its config says.
         bias = kind == "qwen2" or config.get("attention_bias", False)
         out_bias = bias and kind != "qwen2"
@@ -96,14 +94,19 @@ class DecoderEncoder:
                     ),
                     "norm1": take(f"layers.{i}.input_layernorm.weight", h),
                     "norm2": take(f"layers.{i}.post_attention_layernorm.weight", h),
+                }
+            )
+            if kind == "qwen3_moe" and sparse(config, i):
+                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear)
+            else:
+                self.layers[-1] |= {
                     "gate_up": linear(joined({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),
                     "down": linear(take(f"{mlp}down_proj.weight", h, ff), None),
                 }
-            )
-        self.matmul_parameters = sum(w[n].parameters for w in self.layers for n in ("qkv", "out", "gate_up", "down"))
+        products = ("qkv", "out", "gate_up", "down", "experts")
+        self.matmul_parameters = sum(w[n].parameters for w in self.layers for n in products if n in w)
         self.parameters = self.matmul_parameters + self.words.numel()
-        theta = rope_parameters(config)["rope_theta"]
-        self.inv_freq = theta ** (-torch.arange(0, d, 2, dtype=torch.float32, device=device) / d)
+        self.inv_freq, self.rope_scale = frequencies(config, d, device)
 
     def _qk_norm(self, q: Tensor, k: Tensor) -> Tensor:
         """Norm weights of every query and key head, (heads + kv_heads, head_dim)."""
@@ -165,7 +168,7 @@ class DecoderEncoder:
 
         table = torch.arange(start, start + max(lengths), device=self.device, dtype=torch.float32)
         table = table[:, None] * self.inv_freq
-        cos, sin = table.cos(), table.sin()
+        cos, sin = table.cos() * self.rope_scale, table.sin() * self.rope_scale
         cos = torch.cat((cos, cos), -1).to(self.dtype)
         sin = torch.cat((-sin, sin), -1).to(self.dtype)
         at = positions_of(lengths, self.device)
@@ -181,7 +184,8 @@ class DecoderEncoder:
         return q, k, v
 
     def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
-        return w["down"](silu_mul(w["gate_up"](self._rms(x, w["norm2"]))))
+        x = self._rms(x, w["norm2"])
+        return w["experts"](x) if "experts" in w else w["down"](silu_mul(w["gate_up"](x)))
 
     def _layer(
         self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, prefix: KeysValues | None = None

@@ -1,0 +1,249 @@
+"""Decoders that go on writing: the packed decoder with a language head and a cache that can be cut back.
+
+An engine holds sequences in slots. `feed` takes any mix of prompts and single tokens in one pass over the weights,
+so that a new sequence can join while others decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import QwenchError
+from .decoder import DecoderEncoder
+from .linear import Linear, Maker
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+#: tokens of one pass: bounds the memory of a long prompt, and how long an interrupt waits
+CHUNK = 1024
+
+
+class Engine(Protocol):
+    """What a decode loop needs of a model.
+
+    Attributes:
+        context: longest sequence in tokens.
+        slots: number of sequences it can hold.
+    """
+
+    context: int
+    slots: int
+
+    def feed(self, new: dict[int, list[int]]) -> Tensor:
+        """Append tokens to sequences, {slot: ids}; logits after the last of each, (len(new), vocab) float32."""
+        ...
+
+    def length(self, slot: int) -> int:
+        """Tokens a slot holds."""
+        ...
+
+    def keep(self, slot: int, length: int) -> None:
+        """Cut a sequence back to its first `length` tokens."""
+        ...
+
+    def swap(self, a: int, b: int) -> None:
+        """Exchange two slots."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Tokens of one slot in a pass: `count` of them from `start` of the pack, after `past` that are cached."""
+
+    slot: int
+    past: int
+    start: int
+    count: int
+
+
+class CausalDecoder(DecoderEncoder):
+    """A decoder with its language head and caches of keys and values, (slots, kv_heads, capacity, head_dim) a layer."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        weights: Weights,
+        dtype: dtype,
+        device: str = "cpu",
+        linear: Maker = Linear,
+        slots: int = 1,
+    ) -> None:
+        import torch
+
+        super().__init__(config, weights, dtype, device, linear)
+        tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
+        head = self.words if tied else weights.take("lm_head.weight", dtype, tuple(self.words.shape), device)
+        self.head = linear(head, None)
+        self.context, self.slots = self.max_positions, slots
+        self._lengths = [0] * slots
+        self._capacity = 0
+        self._keys = [torch.empty(0)] * len(self.layers)
+        self._values = [torch.empty(0)] * len(self.layers)
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def length(self, slot: int) -> int:
+        """See Engine."""
+        return self._lengths[slot]
+
+    def keep(self, slot: int, length: int) -> None:
+        """See Engine."""
+        self._lengths[slot] = min(length, self._lengths[slot])
+
+    def swap(self, a: int, b: int) -> None:
+        """See Engine."""
+        held = max(self._lengths[a], self._lengths[b])
+        for cache in (*self._keys, *self._values):
+            cache[[a, b], :, :held] = cache[[b, a], :, :held]
+        self._lengths[a], self._lengths[b] = self._lengths[b], self._lengths[a]
+
+    def feed(self, new: dict[int, list[int]]) -> Tensor:
+        """See Engine.
+
+        Raises:
+            QwenchError: a sequence outgrows the context.
+        """
+        import torch
+
+        longest = max(self._lengths[s] + len(ids) for s, ids in new.items())
+        if longest > self.context:
+            raise QwenchError(f"{longest} tokens are more than the model's context of {self.context}")
+        last: dict[int, Tensor] = {}
+        queue = {slot: ids for slot, ids in sorted(new.items()) if ids}
+        with torch.inference_mode():
+            self._grow(longest)
+            while queue:
+                room, parts, ids, at = CHUNK, [], [], 0
+                for slot in list(queue):
+                    piece = queue[slot][:room]
+                    if not piece:
+                        break
+                    parts.append(_Part(slot, self._lengths[slot], at, len(piece)))
+                    ids, at, room = ids + piece, at + len(piece), room - len(piece)
+                    queue[slot] = queue[slot][len(piece) :]
+                ended = [p for p in parts if not queue[p.slot]]
+                found = self._pass(ids, parts, ended)
+                for i, part in enumerate(ended):
+                    last[part.slot] = found[i]
+                    del queue[part.slot]
+                for part in parts:
+                    self._lengths[part.slot] += part.count
+            return torch.stack([last[slot] for slot in new])
+
+    def _pass(self, ids: list[int], parts: list[_Part], ended: list[_Part]) -> Tensor:
+        """One run over the layers; logits after the last token of each of `ended`."""
+        import torch
+
+        cos_sin = self._rotary_table()
+        if all(p.count == 1 for p in parts):
+            at = torch.tensor([p.past for p in parts], device=self.device)
+        else:
+            at = torch.cat([torch.arange(p.past, p.past + p.count, device=self.device) for p in parts])
+        cos, sin = (table[at].unsqueeze(1) for table in cos_sin)
+        x = self._words(torch.tensor(ids, device=self.device))
+        step = _Step(self, parts)
+        for i, w in enumerate(self.layers):
+            q, k, v = self._qkv(w, x, cos, sin)
+            x = w["out"](step.attend(q, k, v, self._keys[i], self._values[i])).add_(x)
+            x = self._mlp(w, x).add_(x)
+        if not ended:
+            return x[:0]
+        if len(ended) < len(x):
+            x = x[torch.tensor([p.start + p.count - 1 for p in ended], device=self.device)]
+        return self.head(self._rms(x, self.norm)).float()
+
+    def _rotary_table(self) -> tuple[Tensor, Tensor]:
+        """cos and signed sin of every position there is room for, (capacity, head_dim)."""
+        import torch
+
+        if self._tables is None or len(self._tables[0]) < self._capacity:
+            at = torch.arange(self._capacity, device=self.device, dtype=torch.float32)[:, None] * self.inv_freq
+            cos, sin = at.cos() * self.rope_scale, at.sin() * self.rope_scale
+            self._tables = (
+                torch.cat((cos, cos), -1).to(self.dtype),
+                torch.cat((-sin, sin), -1).to(self.dtype),
+            )
+        return self._tables
+
+    def _grow(self, length: int) -> None:
+        """Room for `length` tokens in every slot."""
+        import torch
+
+        if length <= self._capacity:
+            return
+        # One less than the context is of no use, and twice what is there makes copies rare.
+        capacity = min(max(length, 2 * self._capacity, 256), self.context)
+        held = max(self._lengths)
+        for caches in (self._keys, self._values):
+            for i, old in enumerate(caches):
+                new = torch.empty(
+                    (self.slots, self.kv_heads, capacity, self.head_dim), dtype=self.dtype, device=self.device
+                )
+                if held:
+                    new[:, :, :held] = old[:, :, :held]
+                caches[i] = new
+        self._capacity = capacity
+
+
+class _Step:
+    """Attention of one pass, prepared once for all layers."""
+
+    def __init__(self, model: CausalDecoder, parts: list[_Part]) -> None:
+        import torch
+
+        self.parts, self.kv_heads = parts, model.kv_heads
+        self.group = model.heads // model.kv_heads
+        self.mask: Tensor | None = None
+        # Single tokens of slots 0..n-1: one call for all, and a group of query heads reads its keys once.
+        self.singles = [p.slot for p in parts] == list(range(len(parts))) and all(p.count == 1 for p in parts)
+        ends = [p.past + 1 for p in parts]
+        self.longest = max(ends)
+        if self.singles:
+            self.rows = torch.arange(len(parts), device=model.device)
+            self.at = torch.tensor([p.past for p in parts], device=model.device)
+            if len(set(ends)) > 1:
+                self.mask = torch.arange(self.longest, device=model.device) <= self.at[:, None]
+                self.mask = self.mask[:, None, None, :].expand(-1, -1, self.group, -1)
+        else:
+            self.masks = [
+                torch.ones(p.count, p.past + p.count, dtype=torch.bool, device=model.device).tril(p.past)
+                if p.count > 1 and p.past
+                else None
+                for p in parts
+            ]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q (T, heads, d), k and v (T, kv_heads, d) -> (T, heads * d); k and v go into the caches."""
+        import torch
+        from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+        if self.singles:
+            if len(self.parts) == 1:
+                keys[0, :, self.longest - 1], values[0, :, self.longest - 1] = k[0], v[0]
+            else:
+                keys[self.rows, :, self.at], values[self.rows, :, self.at] = k, v
+            n = len(self.parts)
+            out = sdpa(
+                q.unflatten(1, (self.kv_heads, self.group)),
+                keys[:n, :, : self.longest],
+                values[:n, :, : self.longest],
+                attn_mask=self.mask,
+            )
+            return out.flatten(1)
+        outs = []
+        for part, mask in zip(self.parts, self.masks, strict=True):
+            own, end = slice(part.start, part.start + part.count), part.past + part.count
+            keys[part.slot, :, part.past : end] = k[own].transpose(0, 1)
+            values[part.slot, :, part.past : end] = v[own].transpose(0, 1)
+            out = sdpa(
+                q[own].transpose(0, 1).unsqueeze(0),
+                keys[part.slot, :, :end].unsqueeze(0),
+                values[part.slot, :, :end].unsqueeze(0),
+                attn_mask=mask,
+                is_causal=mask is None and part.count > 1,
+                enable_gqa=self.group > 1,
+            )
+            outs.append(out[0].transpose(0, 1).flatten(1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)

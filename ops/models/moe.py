@@ -1,0 +1,50 @@
+"""Sparse experts of Qwen3-MoE: every token goes through the few its router picks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .elementwise import silu_mul
+from .linear import Maker
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+
+class Experts:
+    """Router and experts of one layer (Qwen3 technical report, section 2): softmax over all, the top k, renormalised.
+
+    Args:
+        at: prefix of the layer's MLP, such as `layers.0.mlp.`.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], weights: Weights, at: str, dtype: dtype, device: str, linear: Maker
+    ) -> None:
+        h, ff, count = config["hidden_size"], config["moe_intermediate_size"], config["num_experts"]
+        self.top: int = config["num_experts_per_tok"]
+        self.renormalise: bool = config.get("norm_topk_prob", True)
+        self.router = weights.take(f"{at}gate.weight", dtype, (count, h), device)
+        self.experts = []
+        for i in range(count):
+            parts = {f"{at}experts.{i}.{n}_proj.weight": (ff, h) for n in ("gate", "up")}
+            down = weights.take(f"{at}experts.{i}.down_proj.weight", dtype, (h, ff), device)
+            self.experts.append((linear(weights.joined(parts, dtype, device), None), linear(down, None)))
+        self.parameters = self.router.numel() + sum(a.parameters + b.parameters for a, b in self.experts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (T, h) -> (T, h)."""
+        import torch
+
+        shares = (x @ self.router.t()).float().softmax(-1)
+        share, chosen = shares.topk(self.top, -1)
+        if self.renormalise:
+            share = share / share.sum(-1, keepdim=True)
+        share = share.to(x.dtype)
+        out = torch.zeros_like(x)
+        for i in chosen.unique().tolist():
+            token, place = (chosen == i).nonzero(as_tuple=True)
+            gate_up, down = self.experts[i]
+            out.index_add_(0, token, down(silu_mul(gate_up(x[token]))) * share[token, place].unsqueeze(-1))
+        return out
