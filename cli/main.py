@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..ops import settings
-from . import config, convert, diff, embed, inspect, models, out, rerank, search
+from . import chat, config, convert, diff, embed, inspect, models, out, rerank, search
 from .errors import boundary
 
 EPILOG = """\b
@@ -22,6 +22,7 @@ COMMANDS = [
     ("embed", embed.embed, embed.EPILOG, "Find things"),
     ("search", search.search, search.EPILOG, "Find things"),
     ("rerank", rerank.rerank, rerank.EPILOG, "Find things"),
+    ("chat", chat.chat, chat.EPILOG, "Talk"),
     ("convert", convert.convert, convert.EPILOG, "Checkpoints"),
     ("inspect", inspect.inspect, inspect.EPILOG, "Checkpoints"),
     ("diff", diff.diff, diff.EPILOG, "Checkpoints"),

@@ -1,0 +1,247 @@
+"""`qwench chat`: questions in, answers out; thinking has a budget and goes to stderr."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import out
+from .errors import ExitCode
+from .options import Device, Dtype, Json, Model, Offline, Quiet, Revision, Threads, Verbose
+
+EPILOG = """\b
+examples:
+  qwench chat --model smollm2 "What is the capital of France?"
+  git diff | qwench chat "Write a commit message:" - --think-budget 512 > message.txt
+  qwench chat --prompts questions.jsonl --think-budget low --batch 8 > answers.jsonl
+"""
+
+HELP = "/help /reset /undo /retry /save FILE /load FILE /system TEXT /stats /quit; end a line with \\ to go on below"
+#: flags that override the published sampling of the mode
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+
+
+def chat(
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="The question; - is standard input.", show_default=False)
+    ] = None,
+    model: Model = "Qwen/Qwen3-0.6B",
+    revision: Revision = None,
+    offline: Offline = False,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    think_budget: Annotated[
+        str, typer.Option(help="Tokens of thinking: -1 no limit, 0 none, N; minimal, low, medium, high.")
+    ] = "-1",
+    think_stop: Annotated[str, typer.Option(help="At the budget: hard, or sentence (10 % more to end it).")] = "hard",
+    think_message: Annotated[str | None, typer.Option(help="What closes a cut thought.", show_default=False)] = None,
+    force_think: Annotated[
+        bool, typer.Option("--force-think", help="Open a block whatever the template says.")
+    ] = False,
+    hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not show the thinking.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer; thinking never eats them.")] = 1024,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default by mode: 0.6 or 0.7.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Default by mode: 0.95 or 0.8.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 for all; default 20.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Least share of the best token's probability.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Divides logits of tokens seen.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="Subtracted once a token was generated.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same answer again.", show_default=False)] = None,
+    logprobs: Annotated[int | None, typer.Option(min=0, help="With --json: this many alternatives a token.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="JSON lines with prompt or messages, - for stdin.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 4,
+    continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
+    context: Annotated[int, typer.Option(min=0, help="Context in tokens, 0 for the model's; more is YaRN.")] = 0,
+    quantize: Annotated[str, typer.Option(help="none, int8 or int4 weights, on the CPU.")] = "none",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Talk to a model, with a budget for its thinking.
+
+    The answer goes to stdout, the thinking to stderr; without a prompt a terminal becomes a session.
+    """
+    from ..ops import chat as op
+    from ..ops.errors import QwenchError
+
+    asked = {name: value for name, value in locals().items() if name in SAMPLING and value is not None}
+    streams = out.start(json, quiet, verbose)
+    options = op.ChatOptions(
+        model=model,
+        revision=revision,
+        offline=offline,
+        system=system,
+        think_budget=think_budget,
+        think_stop=think_stop,
+        think_message=think_message,
+        force_think=force_think,
+        max_tokens=max_tokens,
+        sampling=tuple(asked.items()),
+        stops=tuple(stop or ()),
+        logprobs=logprobs,
+        seed=seed,
+        context=context,
+        slots=batch if prompts else 1,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        threads=threads,
+    )
+    if prompts is not None:
+        if prompt:
+            raise QwenchError("--prompts and a prompt do not go together", "leave one out", ExitCode.USAGE)
+        streams.run(op.many(options, enumerate(_lines(prompts), 1)), streams.document)
+        return
+    session = op.Chat(options)
+    words = list(prompt or ())
+    if not words and not sys.stdin.isatty():
+        words = ["-"]
+    text = "\n".join(sys.stdin.read() if w == "-" else w for w in words).strip("\n") if words else None
+    if text is not None and not text.strip():
+        raise QwenchError("the prompt is empty", "give a prompt, or pipe one in", ExitCode.USAGE)
+    streams.run(session.load())
+    transcript = Path(continue_) if continue_ else None
+    if transcript and transcript.exists():
+        session.open(transcript)
+    show = _Show(streams, not hide_thinking)
+    if text is not None:
+        show.turn(session, text)
+        if transcript:
+            session.save(transcript)
+        return
+    _session(streams, session, show, transcript)
+
+
+def _lines(name: str) -> list[str]:
+    from ..ops.errors import QwenchError
+
+    try:
+        return sys.stdin.read().splitlines() if name == "-" else Path(name).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise QwenchError(f"the prompts cannot be read ({error}): `{name}`", "give JSON lines in UTF-8") from error
+
+
+class _Show:
+    """Pieces as they come: thinking dim on stderr, the answer on stdout."""
+
+    def __init__(self, streams: out.Out, thinking: bool) -> None:
+        self.streams, self.thinking = streams, thinking and not streams.quiet
+
+    def turn(self, session: Any, text: str) -> None:
+        """One question and its answer; Ctrl-C ends the answer and keeps it, a second one leaves."""
+        pressed = 0
+
+        def interrupted(*_: Any) -> None:
+            nonlocal pressed
+            pressed += 1
+            if pressed > 1:
+                raise KeyboardInterrupt
+            session.stop()
+
+        before = signal.signal(signal.SIGINT, interrupted)
+        self.kind = ""
+        try:
+            result = self.streams.run(session.turn(text), None if self.streams.json else self._piece)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.streams.json:
+            self.streams.document(result | {"choices": self.streams.choices, "warnings": self.streams.warnings})
+            return
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        self.streams.talk(out.paint(_footer(result), "dim"))
+
+    def _piece(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "thinking":
+            if self.thinking:
+                sys.stderr.write(out.paint(row["text"], "dim"))
+                sys.stderr.flush()
+        else:
+            if self.kind == "thinking" and self.thinking:
+                sys.stderr.write("\n\n")
+                sys.stderr.flush()
+            sys.stdout.write(row["text"])
+            sys.stdout.flush()
+        self.kind = row["kind"]
+
+
+def _footer(turn: dict[str, Any]) -> str:
+    parts = [f"{turn['answer_tokens']} tokens"]
+    if turn["closed_by"]:
+        parts.append(f"{turn['thinking_tokens']} of thinking, closed by {turn['closed_by']}")
+    if turn["finish"] == "length":
+        parts.append("cut at --max-tokens")
+    if turn["tokens_per_second"]:
+        parts.append(f"{turn['tokens_per_second']:.1f} tokens/s")
+    return f"[{', '.join(parts)}]"
+
+
+def _session(streams: out.Out, session: Any, show: _Show, transcript: Path | None) -> None:
+    """Questions from the terminal until its end."""
+    from contextlib import suppress
+
+    from ..ops.errors import QwenchError
+
+    with suppress(ImportError):
+        # Line editing and history come with the import.
+        import readline  # noqa: F401
+    streams.talk(f"{HELP}\nCtrl-C stops an answer, Ctrl-D leaves")
+    while True:
+        try:
+            line = input("> ")
+            while line.endswith("\\"):
+                line = line[:-1] + "\n" + input("... ")
+        except EOFError:
+            sys.stderr.write("\n")
+            return
+        if not line.strip():
+            continue
+        try:
+            if line.startswith("/") and line.split()[0] not in ("/think", "/no_think"):
+                if _command(streams, session, show, *line.split(maxsplit=1)):
+                    return
+            else:
+                show.turn(session, line)
+            if transcript:
+                session.save(transcript)
+        except QwenchError as error:
+            streams.error(error.message, error.hint, error.code)
+
+
+def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str = "") -> bool:
+    """A line that begins with a slash; True leaves the session."""
+    if name in ("/quit", "/exit", "/bye"):
+        return True
+    if name == "/reset":
+        session.reset()
+    elif name == "/undo":
+        question = session.undo()
+        streams.talk(f"taken back: {question}" if question else "nothing to take back")
+    elif name == "/retry":
+        question = session.undo()
+        if question is None:
+            streams.talk("nothing to try again")
+        else:
+            session.seed += 1
+            show.turn(session, question)
+    elif name in ("/save", "/load") and rest:
+        (session.save if name == "/save" else session.open)(Path(rest.strip()))
+        streams.talk(f"{len(session.messages)} messages")
+    elif name == "/system":
+        session.messages = [m for m in session.messages if m["role"] != "system"]
+        session.messages[:0] = [{"role": "system", "content": rest}] if rest else []
+    elif name == "/budget":
+        from ..ops.models.thinking import budget_of
+
+        session.budget = budget_of(rest.strip() or "-1")
+    elif name == "/stats":
+        for turn in session.turns:
+            streams.talk(_footer(turn))
+    else:
+        streams.talk(HELP)
+    return False

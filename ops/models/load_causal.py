@@ -1,0 +1,105 @@
+"""A checkpoint becomes an engine for the decode loop, with its tokenizer, template and ends."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.gates import Heads, gate_kind
+from ..checkpoint.gguf_reader import GgufReader
+from ..checkpoint.reader import Source
+from ..errors import QwenchError
+from . import decoder
+from .causal import CausalDecoder, Engine
+from .chat_template import ChatTemplate, chat_files
+from .device import Choice, pick_device, pick_dtype
+from .hub import Checkpoint
+from .rope import stretched
+from .tokenizer import TextTokenizer
+from .weight_only import weight_only
+from .weights import Weights
+
+FAMILIES = ("qwen2", "qwen3", "qwen3_moe", "llama")
+
+
+@dataclass(frozen=True, slots=True)
+class Chatty:
+    """All that a conversation needs.
+
+    Attributes:
+        ends: ids that end a turn.
+    """
+
+    engine: Engine
+    tokenizer: TextTokenizer
+    template: ChatTemplate
+    ends: list[int]
+    device: Choice
+    dtype: Choice
+
+
+def load_causal(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
+    context: int = 0,
+    slots: int = 1,
+) -> Chatty:
+    """Load a decoder for writing.
+
+    Args:
+        context: longer than the model's own: static YaRN; 0 for its own.
+        slots: sequences at a time.
+
+    Raises:
+        QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
+    """
+    import torch
+
+    source = Source(checkpoint.path)
+    config = source.config()
+    kind = config.get("model_type")
+    reason = f"model_type `{kind}`" if kind not in FAMILIES else decoder.supports(config)
+    q = next((i for n, i in source.infos.items() if n.endswith("layers.0.self_attn.q_proj.weight")), None)
+    if not reason and q is not None and gate_kind(q.shape[0], Heads.of(config)) is not None:
+        reason = "attention gates"
+    if reason:
+        raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
+    where = pick_device(device)
+    weights = Weights(checkpoint.path, decoder.PREFIXES)
+    numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
+    if quantize != "none" and dtype == "auto":
+        numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
+    if context > config["max_position_embeddings"]:
+        config = stretched(config, context)
+    linear = weight_only(quantize, where.value)
+    try:
+        engine = CausalDecoder(config, weights, getattr(torch, numbers.value), where.value, linear, slots)
+    except KeyError as error:
+        raise QwenchError(f"the config lacks {error}: `{checkpoint.path}`", "download or copy it again") from error
+    weights.close(decoder.UNUSED)
+    tokenizer, files = _texts(source)
+    return Chatty(engine, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
+
+
+def _texts(source: Source) -> tuple[TextTokenizer, dict[str, bytes]]:
+    if not isinstance(source.reader, GgufReader):
+        return TextTokenizer.load(source.folder), chat_files(source.folder)
+    files = source.reader.sides()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        return TextTokenizer.load(Path(folder)), files
+
+
+def _ends(config: dict[str, Any], files: dict[str, bytes], tokenizer: TextTokenizer) -> list[int]:
+    """eos of the generation config, else of the config, and the end-of-turn token of ChatML."""
+    said = json.loads(files.get("generation_config.json", b"{}")).get("eos_token_id", config.get("eos_token_id"))
+    found = said if isinstance(said, list) else [] if said is None else [said]
+    extra = tokenizer.token_id("<|im_end|>")
+    return sorted({*found, *([] if extra is None else [extra])})
