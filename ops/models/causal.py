@@ -178,7 +178,8 @@ class CausalDecoder(DecoderEncoder):
         held = max(self._lengths)
         for caches in (self._keys, self._values):
             for i, old in enumerate(caches):
-                new = torch.empty(
+                # Zeros: a masked place still takes part in the product, and must not hold NaN.
+                new = torch.zeros(
                     (self.slots, self.kv_heads, capacity, self.head_dim), dtype=self.dtype, device=self.device
                 )
                 if held:

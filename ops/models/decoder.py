@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .elementwise import norm_rotate, rms_norm, silu_mul
 from .linear import Linear, Maker
-from .moe import Experts
+from .moe import Experts, experts_of
 from .packed import Prefix, Run, attend, attend_last, positions_of, runs_of
 from .rope import KINDS, frequencies, rope_parameters
 from .weights import Weights
@@ -38,7 +38,7 @@ def supports(config: dict[str, Any]) -> str | None:
 def sparse(config: dict[str, Any], layer: int) -> bool:
     """Whether a layer of Qwen3-MoE has experts."""
     step = config.get("decoder_sparse_step", 1)
-    return layer not in (config.get("mlp_only_layers") or ()) and config["num_experts"] > 0 and (layer + 1) % step == 0
+    return layer not in (config.get("mlp_only_layers") or ()) and experts_of(config) > 0 and (layer + 1) % step == 0
 
 
 class DecoderEncoder:

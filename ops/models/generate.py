@@ -114,15 +114,15 @@ class _Row:
         return self._thinking(token)
 
     def _without_tags(self, logits: Tensor) -> Tensor:
-        """Neither a second close nor, once the budget is spent, another block can leak into the answer."""
-        idle = self.state == "idle"
-        closing = self.think.close if not idle else None
-        opening = self.think.open if not idle or self.limit <= 0 else None
-        banned = [t for t in (closing, opening) if t is not None and t < len(logits)]
-        if not banned or not (self.turn.closed_by or self.request.budget == 0 or idle):
+        """No close without a block, and no block inside an answer or where there is no room for one."""
+        banned = [self.think.close] if self.state == "answer" else []
+        if self.state == "answer" or self.limit <= 0:
+            banned.append(self.think.open)
+        found = [t for t in banned if t is not None and t < len(logits)]
+        if not found:
             return logits
         logits = logits.clone()
-        logits[banned] = float("-inf")
+        logits[found] = float("-inf")
         return logits
 
     def _kept(self, token: int) -> int:
@@ -283,7 +283,8 @@ class Generator:
                     held[slot], held[last] = held[last], held[slot]
                     feed[slot] = feed[last]
                 del feed[last]
-                self.held = held.pop() if last == 0 else []
+                ended = held.pop()
+                self.held = ended if last == 0 else []
                 yield rows.pop().turn
 
     def _agree(self, ids: list[int]) -> int:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 
+def experts_of(config: dict[str, Any]) -> int:
+    """Experts of a layer, by either name of transformers 5."""
+    return config["num_local_experts"] if "num_local_experts" in config else config["num_experts"]
+
+
 class Experts:
     """Router and experts of one layer (Qwen3 technical report, section 2): softmax over all, the top k, renormalised.
 
@@ -22,9 +27,9 @@ class Experts:
     def __init__(
         self, config: dict[str, Any], weights: Weights, at: str, dtype: dtype, device: str, linear: Maker
     ) -> None:
-        h, ff, count = config["hidden_size"], config["moe_intermediate_size"], config["num_experts"]
+        h, ff, count = config["hidden_size"], config["moe_intermediate_size"], experts_of(config)
         self.top: int = config["num_experts_per_tok"]
-        self.renormalise: bool = config.get("norm_topk_prob", True)
+        self.renormalise: bool = config.get("norm_topk_prob", False)
         self.router = weights.take(f"{at}gate.weight", dtype, (count, h), device)
         self.experts = []
         for i in range(count):
