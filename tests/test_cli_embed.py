@@ -216,7 +216,15 @@ def test_an_interrupt_keeps_what_was_written(qwench: Run, tmp_path: Path) -> Non
     tiny.minilm()
     (tmp_path / "big.txt").write_text("\n".join(f"line {i} of a long text that takes its time" for i in range(200_000)))
     command = [sys.executable, "-m", "qwench.cli.main", "embed", "big.txt", "--out", "n.lance", *MODEL]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs with SIGINT ignored, and a test run among them hands that on.
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "n.lance" / "data").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
