@@ -18,9 +18,20 @@ examples:
   qwench chat --prompts questions.jsonl --think-budget low --batch 8 > answers.jsonl
 """
 
-HELP = "/help /reset /undo /retry /save FILE /load FILE /system TEXT /stats /quit; end a line with \\ to go on below"
+HELP = (
+    "/help /reset /undo /retry /save FILE /load FILE /system TEXT /budget N "
+    "/model NAME /stats /quit; end a line with \\ to go on below"
+)
 #: flags that override the published sampling of the mode
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty")
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 
 
 def chat(
@@ -47,6 +58,7 @@ def chat(
     min_p: Annotated[float | None, typer.Option(help="Least share of the best token's probability.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Divides logits of tokens seen.")] = None,
     presence_penalty: Annotated[float | None, typer.Option(help="Subtracted once a token was generated.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="Subtracted per time it was generated.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="For the same answer again.", show_default=False)] = None,
     logprobs: Annotated[int | None, typer.Option(min=0, help="With --json: this many alternatives a token.")] = None,
@@ -55,6 +67,7 @@ def chat(
     continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
     context: Annotated[int, typer.Option(min=0, help="Context in tokens, 0 for the model's; more is YaRN.")] = 0,
     quantize: Annotated[str, typer.Option(help="none, int8 or int4 weights, on the CPU.")] = "none",
+    engine: Annotated[str, typer.Option(help="torch, llama.cpp (for .gguf files), or auto.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = 0,
@@ -90,6 +103,7 @@ def chat(
         device=device,
         dtype=dtype,
         quantize=quantize,
+        engine=engine,
         threads=threads,
     )
     if prompts is not None:
@@ -239,6 +253,10 @@ def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str =
         from ..ops.models.thinking import budget_of
 
         session.budget = budget_of(rest.strip() or "-1")
+    elif name == "/model" and rest:
+        streams.run(session.switch(rest.strip()))
+    elif name == "/model":
+        streams.talk(session.options.model)
     elif name == "/stats":
         for turn in session.turns:
             streams.talk(_footer(turn))

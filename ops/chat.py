@@ -50,6 +50,7 @@ class ChatOptions:
     device: str = "auto"
     dtype: str = "auto"
     quantize: str = "none"
+    engine: str = "auto"
     threads: int = 0
 
 
@@ -91,10 +92,20 @@ class Chat:
         yield Started("load")
         checkpoint = resolve(o.model, o.revision, o.offline)
         self.loaded = load_causal(
-            checkpoint, device=o.device, dtype=o.dtype, quantize=o.quantize, context=o.context, slots=o.slots
+            checkpoint,
+            device=o.device,
+            dtype=o.dtype,
+            quantize=o.quantize,
+            context=o.context,
+            slots=o.slots,
+            engine=o.engine,
+            threads=threads.value,
         )
-        for name in ("device", "dtype"):
-            choice = getattr(self.loaded, name)
+        for name, choice in (
+            ("engine", self.loaded.runner),
+            ("device", self.loaded.device),
+            ("dtype", self.loaded.dtype),
+        ):
             yield Chose(name, choice.value, choice.reason)
         self.think = Think.of(self.loaded.tokenizer, o.think_message)
         if self.budget > 0 and not self.think.tagged and not o.force_think:
@@ -109,6 +120,21 @@ class Chat:
         elif o.context:
             self.loaded.engine.context = min(o.context, self.loaded.engine.context)
         self.generator = Generator(self.loaded.engine, self.loaded.tokenizer, self.think, self.loaded.ends)
+
+    def switch(self, model: str) -> Events:
+        """Another model for the same conversation; when it cannot be loaded the one at work stays. Yields as `load`.
+
+        Raises:
+            QwenchError: see `load`.
+        """
+        other = Chat(replace(self.options, model=model, revision=None, think_budget=str(self.budget)))
+        yield from other.load()
+        self.options, self.loaded, self.think, self.generator = (
+            other.options,
+            other.loaded,
+            other.think,
+            other.generator,
+        )
 
     def reset(self) -> None:
         """Forget everything but the system message."""
@@ -197,8 +223,13 @@ class Chat:
         found["seed"] = request.seed
         found["sampling"] = {name: getattr(s, name) for name in s.__dataclass_fields__}
         if request.logprobs is not None:
-            found["logprobs"] = turn.logprobs
+            found["logprobs"] = [self._named(entry) for entry in turn.logprobs]
         return found
+
+    def _named(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """A log-probability with the text of its token, its alternatives too."""
+        text = self.loaded.tokenizer.backend.decode([entry["id"]], skip_special_tokens=False)
+        return {"token": text} | entry | ({"top": [self._named(e) for e in entry["top"]]} if "top" in entry else {})
 
     def save(self, path: Path) -> None:
         """The conversation as JSON lines, whole or not at all.

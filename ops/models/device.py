@@ -51,16 +51,21 @@ def pick_device(device: str = "auto") -> Choice:
 
 
 @cache
+def cpu_has(flag: str) -> bool:
+    """Whether /proc/cpuinfo names a feature; False where there is no such file."""
+    try:
+        return flag in Path("/proc/cpuinfo").read_text("utf-8").split()
+    except OSError:
+        return False
+
+
+@cache
 def cpu_bf16_units() -> str | None:
     """Name of the CPU's bfloat16 matrix or dot-product unit, None where bfloat16 arithmetic is emulated."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text("utf-8").split())
-    except OSError:
-        return None
     names = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
     if platform.machine() in ("aarch64", "arm64"):
         names = {"bf16": "Arm BF16"}
-    return next((name for flag, name in names.items() if flag in flags), None)
+    return next((name for flag, name in names.items() if cpu_has(flag)), None)
 
 
 def pick_dtype(dtype: str, device: str, stored: str) -> Choice:

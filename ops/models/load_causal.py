@@ -17,6 +17,7 @@ from .causal import CausalDecoder, Engine
 from .chat_template import ChatTemplate, chat_files
 from .device import Choice, pick_device, pick_dtype
 from .hub import Checkpoint
+from .llama_cpp import LlamaCpp, pick_engine
 from .rope import stretched
 from .tokenizer import TextTokenizer
 from .weight_only import weight_only
@@ -31,8 +32,10 @@ class Chatty:
 
     Attributes:
         ends: ids that end a turn.
+        runner: torch or llama.cpp.
     """
 
+    runner: Choice
     engine: Engine
     tokenizer: TextTokenizer
     template: ChatTemplate
@@ -49,42 +52,64 @@ def load_causal(
     quantize: str = "none",
     context: int = 0,
     slots: int = 1,
+    engine: str = "auto",
+    threads: int = 0,
 ) -> Chatty:
     """Load a decoder for writing.
 
     Args:
         context: longer than the model's own: static YaRN; 0 for its own.
         slots: sequences at a time.
+        engine: torch, llama.cpp or auto.
 
     Raises:
         QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
     """
-    import torch
-
     source = Source(checkpoint.path)
     config = source.config()
-    kind = config.get("model_type")
-    reason = f"model_type `{kind}`" if kind not in FAMILIES else decoder.supports(config)
-    q = next((i for n, i in source.infos.items() if n.endswith("layers.0.self_attn.q_proj.weight")), None)
-    if not reason and q is not None and gate_kind(q.shape[0], Heads.of(config)) is not None:
-        reason = "attention gates"
-    if reason:
-        raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
+    reason = _unknown(source, config)
     where = pick_device(device)
+    runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason)
+    long = stretched(config, context) if context > config["max_position_embeddings"] else None
+    tokenizer, files = _texts(source)
+    running: Engine
+    if runner.value == "llama.cpp":
+        running = LlamaCpp(checkpoint.path, context, slots, threads, long and long["rope_parameters"])
+        where = where if where.value == "cpu" else Choice("cpu", "llama.cpp's library is used on the CPU here")
+        numbers = Choice("float32", "llama.cpp computes from the file's own blocks")
+    elif reason:
+        raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
+    else:
+        running, numbers = _torch(checkpoint, long or config, where.value, dtype, quantize, slots)
+    return Chatty(runner, running, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
+
+
+def _unknown(source: Source, config: dict[str, Any]) -> str | None:
+    """Why the torch engine cannot run a checkpoint, None when it can."""
+    if config.get("model_type") not in FAMILIES:
+        return f"model_type `{config.get('model_type')}`"
+    q = next((i for n, i in source.infos.items() if n.endswith("layers.0.self_attn.q_proj.weight")), None)
+    if q is not None and gate_kind(q.shape[0], Heads.of(config)) is not None:
+        return "attention gates"
+    return decoder.supports(config)
+
+
+def _torch(
+    checkpoint: Checkpoint, config: dict[str, Any], device: str, dtype: str, quantize: str, slots: int
+) -> tuple[CausalDecoder, Choice]:
+    import torch
+
     weights = Weights(checkpoint.path, decoder.PREFIXES)
-    numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
+    numbers = pick_dtype(dtype, device, weights.stored_dtype)
     if quantize != "none" and dtype == "auto":
         numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
-    if context > config["max_position_embeddings"]:
-        config = stretched(config, context)
-    linear = weight_only(quantize, where.value)
+    linear = weight_only(quantize, device)
     try:
-        engine = CausalDecoder(config, weights, getattr(torch, numbers.value), where.value, linear, slots)
+        engine = CausalDecoder(config, weights, getattr(torch, numbers.value), device, linear, slots)
     except KeyError as error:
         raise QwenchError(f"the config lacks {error}: `{checkpoint.path}`", "download or copy it again") from error
     weights.close(decoder.UNUSED)
-    tokenizer, files = _texts(source)
-    return Chatty(engine, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
+    return engine, numbers
 
 
 def _texts(source: Source) -> tuple[TextTokenizer, dict[str, bytes]]:
