@@ -64,6 +64,9 @@ def chat(
     logprobs: Annotated[int | None, typer.Option(min=0, help="With --json: this many alternatives a token.")] = None,
     prompts: Annotated[str | None, typer.Option(help="JSON lines with prompt or messages, - for stdin.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 4,
+    sweep: Annotated[str | None, typer.Option(help="Budgets, as 0,256,1024: --prompts at each of them.")] = None,
+    answer_field: Annotated[str, typer.Option(help="With --sweep: the field with the right answer.")] = "answer",
+    plot: Annotated[str | None, typer.Option(help="With --sweep: draw the curves into this .png.")] = None,
     continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
     context: Annotated[int, typer.Option(min=0, help="Context in tokens, 0 for the model's; more is YaRN.")] = 0,
     quantize: Annotated[str, typer.Option(help="none, int8 or int4 weights, on the CPU.")] = "none",
@@ -106,10 +109,25 @@ def chat(
         engine=engine,
         threads=threads,
     )
+    if prompts is None and (sweep or plot):
+        raise QwenchError(f"{'--sweep' if sweep else '--plot'} needs questions", "name them: --prompts FILE", 2)
     if prompts is not None:
         if prompt:
             raise QwenchError("--prompts and a prompt do not go together", "leave one out", ExitCode.USAGE)
-        streams.run(op.many(options, enumerate(_lines(prompts), 1)), streams.document)
+        rows = enumerate(_lines(prompts), 1)
+        if sweep is None:
+            streams.run(op.many(options, rows), streams.document)
+            return
+        where = Path(plot) if plot else None
+        budgets = [b.strip() for b in sweep.split(",") if b.strip()]
+        if not json:
+            streams.data(SWEEP)
+        events = op.sweep(options, rows, budgets, answer_field, where)
+        result = streams.run(events, None if json else lambda row: streams.data(_point(row)))
+        if json:
+            streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
+        elif where:
+            streams.talk(f"drawn: {where}")
         return
     session = op.Chat(options)
     words = list(prompt or ())
@@ -129,6 +147,17 @@ def chat(
             session.save(transcript)
         return
     _session(streams, session, show, transcript)
+
+
+#: head of the table that --sweep prints
+SWEEP = "  budget  accuracy  thinking  answer   cut  seconds  tokens/s"
+
+
+def _point(row: dict[str, Any]) -> str:
+    return (
+        f"{row['budget']:8d} {row['accuracy']:8.1%} {row['thinking_tokens']:10.1f} {row['answer_tokens']:7.1f}"
+        f" {row['cut']:5.0%} {row['seconds']:8.1f} {row['tokens_per_second']:9.1f}"
+    )
 
 
 def _lines(name: str) -> list[str]:

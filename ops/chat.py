@@ -1,271 +1,26 @@
-"""Conversations with a thinking budget: the work behind `qwench chat`."""
+"""Many prompts through one model, and the same prompts at several budgets: the work behind `qwench chat`."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .chat_session import Chat, ChatOptions
 from .errors import QwenchError
-from .events import Chose, Events, Finished, Produced, Started, Warned
-from .models.device import pick_threads
-from .models.generate import Generator, Request, Turn
-from .models.hub import resolve
-from .models.load_causal import load_causal
-from .models.sampling import PLAIN, THINKING
-from .models.thinking import NON_THINKING, STOPS, Think, budget_of
+from .events import Advanced, Events, Finished, Produced, Started
+from .models.generate import Request, Turn
+from .models.thinking import budget_of
+
+__all__ = ["Chat", "ChatOptions", "many", "right", "sweep"]
 
 
-@dataclass(frozen=True, slots=True)
-class ChatOptions:
-    """Everything `qwench chat` can be told.
-
-    Attributes:
-        think_budget: -1, 0, a number of tokens, or minimal, low, medium, high.
-        sampling: fields of Sampling that were asked for; the others take the mode's published default.
-        seed: None draws one, which the result tells.
-        context: in tokens, 0 for the model's own.
-    """
-
-    model: str = "Qwen/Qwen3-0.6B"
-    revision: str | None = None
-    offline: bool = False
-    system: str | None = None
-    think_budget: str = "-1"
-    think_stop: str = "hard"
-    think_message: str | None = None
-    force_think: bool = False
-    max_tokens: int = 1024
-    sampling: tuple[tuple[str, float], ...] = ()
-    stops: tuple[str, ...] = ()
-    logprobs: int | None = None
-    seed: int | None = None
-    context: int = 0
-    slots: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: str = "none"
-    engine: str = "auto"
-    threads: int = 0
-
-
-class Chat:
-    """A loaded model and the conversation with it.
-
-    Attributes:
-        messages: role and content of every turn, without thoughts; turns: what `turn` told of each answer.
-    """
-
-    def __init__(self, options: ChatOptions) -> None:
-        """Load nothing yet; see `load`.
-
-        Raises:
-            QwenchError: an option that does not fit.
-        """
-        self.options, self.budget = options, budget_of(options.think_budget)
-        if options.think_stop not in STOPS:
-            raise QwenchError(f"unknown --think-stop: `{options.think_stop}`", f"use {' or '.join(STOPS)}", code=2)
-        if options.max_tokens < 1:
-            raise QwenchError("--max-tokens must be at least 1", code=2)
-        self.seed = random.randrange(1 << 31) if options.seed is None else options.seed
-        self.messages: list[dict[str, Any]] = []
-        self.turns: list[dict[str, Any]] = []
-        self.reset()
-
-    def load(self) -> Events:
-        """The model, with the choices made; yields Chose and Warned.
-
-        Raises:
-            QwenchError: see `load_causal`; a budget for a model that does not think.
-        """
-        import torch
-
-        o = self.options
-        threads = pick_threads(o.threads)
-        torch.set_num_threads(threads.value)
-        yield Chose("threads", threads.value, threads.reason)
-        yield Started("load")
-        checkpoint = resolve(o.model, o.revision, o.offline)
-        self.loaded = load_causal(
-            checkpoint,
-            device=o.device,
-            dtype=o.dtype,
-            quantize=o.quantize,
-            context=o.context,
-            slots=o.slots,
-            engine=o.engine,
-            threads=threads.value,
-        )
-        for name, choice in (
-            ("engine", self.loaded.runner),
-            ("device", self.loaded.device),
-            ("dtype", self.loaded.dtype),
-        ):
-            yield Chose(name, choice.value, choice.reason)
-        self.think = Think.of(self.loaded.tokenizer, o.think_message)
-        if self.budget > 0 and not self.think.tagged and not o.force_think:
-            raise QwenchError(
-                f"the model has no thinking tags, so there is nothing to give a budget to: `{o.model}`",
-                "leave --think-budget out, or open a block by text with --force-think",
-            )
-        if self.loaded.template.source is None:
-            yield Warned("template", "the model has no chat template: the prompt is continued as plain text")
-        if o.context and o.context > 32768:
-            yield Warned("context", "YaRN is static here: short texts may get worse; leave --context out for them")
-        elif o.context:
-            self.loaded.engine.context = min(o.context, self.loaded.engine.context)
-        self.generator = Generator(self.loaded.engine, self.loaded.tokenizer, self.think, self.loaded.ends)
-
-    def switch(self, model: str) -> Events:
-        """Another model for the same conversation; when it cannot be loaded the one at work stays. Yields as `load`.
-
-        Raises:
-            QwenchError: see `load`.
-        """
-        other = Chat(replace(self.options, model=model, revision=None, think_budget=str(self.budget)))
-        yield from other.load()
-        self.options, self.loaded, self.think, self.generator = (
-            other.options,
-            other.loaded,
-            other.think,
-            other.generator,
-        )
-
-    def reset(self) -> None:
-        """Forget everything but the system message."""
-        self.messages, self.turns = [], []
-        if self.options.system is not None:
-            self.messages = [{"role": "system", "content": self.options.system}]
-
-    def undo(self) -> str | None:
-        """Take the last question and its answer back; returns the question, None when there is none."""
-        while self.messages and self.messages[-1]["role"] != "system":
-            message = self.messages.pop()
-            if message["role"] == "user":
-                if self.turns:
-                    self.turns.pop()
-                return message["content"]
-        return None
-
-    def stop(self) -> None:
-        """End the running answer after the token it is at; what there is of it is kept."""
-        self.generator.stopping = True
-
-    def turn(self, prompt: str) -> Events:
-        """Ask; yields Produced pieces (kind thinking or answer, text), then Finished with the turn.
-
-        Raises:
-            QwenchError: the prompt does not fit the context.
-        """
-        self.messages.append({"role": "user", "content": prompt})
-        try:
-            request = self.request(None, self.messages, self.seed + len(self.turns))
-        except QwenchError:
-            self.messages.pop()
-            raise
-        if request.max_tokens < self.options.max_tokens:
-            yield Warned("context", f"the context has room for an answer of {request.max_tokens} tokens only")
-        for item in self.generator.run([request]):
-            if isinstance(item, Turn):
-                self.messages.append({"role": "assistant", "content": item.answer})
-                self.turns.append(self.report(item, request))
-                yield Finished(self.turns[-1])
-            else:
-                yield Produced({"kind": item[1], "text": item[2]})
-
-    def request(self, key: Any, messages: list[dict[str, Any]], seed: int) -> Request:
-        """Messages as ids, with the limits that apply.
-
-        Raises:
-            QwenchError: the context has no room for them and one token more.
-        """
-        o, tagged = self.options, self.think.tagged
-        thinks = self.budget != 0 and (tagged or o.force_think)
-        text, opening = self.loaded.template.render(messages, thinking=(thinks if tagged else None))
-        opened = opening.rfind("<think>") > opening.rfind("</think>")
-        if self.budget == 0 and tagged and "</think>" not in opening:
-            text = text.removesuffix("<think>\n") + NON_THINKING if opened else text + NON_THINKING
-            opened = False
-        if o.force_think and thinks and not opened:
-            text, opened = text + "<think>\n", True
-        ids = self.loaded.tokenizer.ids([text])[0]
-        if not ids:
-            raise QwenchError("the prompt is empty", "say something")
-        room = self.loaded.engine.context - len(ids) - 2
-        if thinks:
-            room -= len(self.think.message)
-        if room < 1:
-            raise QwenchError(
-                f"the prompt has {len(ids)} tokens, and the context of {self.loaded.engine.context} has no room for "
-                "an answer",
-                "shorten it, /reset the conversation, or widen the context with --context",
-            )
-        sampling = replace(THINKING if thinks else PLAIN, **dict(o.sampling))
-        return Request(
-            key, ids, min(o.max_tokens, room), self.budget, opened, o.think_stop, sampling, seed, o.stops, o.logprobs
-        )
-
-    def report(self, turn: Turn, request: Request) -> dict[str, Any]:
-        """A turn as JSON-able data with stable keys."""
-        s = request.sampling
-        names = ("thinking", "answer", "closed_by", "finish", "prompt_tokens", "cached_tokens", "thinking_tokens")
-        found = {name: getattr(turn, name) for name in (*names, "answer_tokens", "inserted_tokens")}
-        found["generated_tokens"] = len(turn.generated)
-        found["budget"] = self.budget
-        found["seconds"], found["first_token_seconds"] = round(turn.seconds, 4), round(turn.first_seconds, 4)
-        later = turn.seconds - turn.first_seconds
-        found["tokens_per_second"] = round((len(turn.generated) - 1) / later, 2) if later > 0 else None
-        found["seed"] = request.seed
-        found["sampling"] = {name: getattr(s, name) for name in s.__dataclass_fields__}
-        if request.logprobs is not None:
-            found["logprobs"] = [self._named(entry) for entry in turn.logprobs]
-        return found
-
-    def _named(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """A log-probability with the text of its token, its alternatives too."""
-        text = self.loaded.tokenizer.backend.decode([entry["id"]], skip_special_tokens=False)
-        return {"token": text} | entry | ({"top": [self._named(e) for e in entry["top"]]} if "top" in entry else {})
-
-    def save(self, path: Path) -> None:
-        """The conversation as JSON lines, whole or not at all.
-
-        Raises:
-            QwenchError: it cannot be written.
-        """
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            beside.write_text("".join(json.dumps(m, ensure_ascii=False) + "\n" for m in self.messages), "utf-8")
-            os.replace(beside, path)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise QwenchError(
-                f"the transcript could not be saved ({error.strerror}): `{path}`", "the conversation goes on"
-            ) from error
-
-    def open(self, path: Path) -> None:
-        """Go on with a saved conversation.
-
-        Raises:
-            QwenchError: it cannot be read, or is no transcript.
-        """
-        try:
-            found = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-            if not all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in found):
-                raise ValueError("role and content must be texts")
-        except OSError as error:
-            raise QwenchError(f"the transcript cannot be read ({error.strerror}): `{path}`") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise QwenchError(f"not a transcript: `{path}`", "each line is an object with role and content") from error
-        self.messages, self.turns = found, []
-
-
-def many(options: ChatOptions, rows: Iterator[tuple[int, str]]) -> Events:
+def many(options: ChatOptions, rows: Iterable[tuple[int, str]]) -> Events:
     """Answer every line of a file of JSON objects with `prompt` or `messages`, several at a time, in the file's order.
 
     Yields Produced rows: the line's own object and what `Chat.turn` tells.
@@ -275,31 +30,141 @@ def many(options: ChatOptions, rows: Iterator[tuple[int, str]]) -> Events:
     """
     chat = Chat(options)
     yield from chat.load()
-    requests, objects = [], []
+    objects = _objects(rows)
+    requests = _requests(chat, objects)
+    yield Started("prompts", len(requests))
+    for number, found in _in_order(chat, requests):
+        yield Advanced("prompts", 1)
+        yield Produced(objects[number][1] | found)
+    yield Finished({"schema": 1, "prompts": len(requests)})
+
+
+def sweep(
+    options: ChatOptions,
+    rows: Iterable[tuple[int, str]],
+    budgets: list[str],
+    answer_field: str = "answer",
+    plot: Path | None = None,
+) -> Events:
+    """Answer the same questions at several thinking budgets (Qwen3 technical report, figure 2, for one's own model).
+
+    Yields Produced rows, one for each budget: budget, questions, right, accuracy, thinking_tokens and answer_tokens
+    (means), cut (share of thoughts the budget closed), seconds and tokens_per_second of the whole.
+
+    Args:
+        budgets: as `--think-budget` takes them.
+        answer_field: field of a line that holds the right answer; see `right`.
+        plot: .png to draw accuracy, thinking tokens and time against the budget into.
+
+    Raises:
+        QwenchError: a line without the field; a model that does not think, and a budget above 0; see `many`.
+    """
+    numbers = [budget_of(b) for b in budgets]
+    objects = _objects(rows)
+    for line, row in objects:
+        if answer_field not in row:
+            raise QwenchError(f"line {line} has no field `{answer_field}`", "name it with --answer-field")
+    if not objects:
+        raise QwenchError("there are no prompts to answer", 'give {"prompt": "...", "answer": "..."} lines')
+    # The largest is checked while the model is loaded, before any question is asked.
+    chat = Chat(replace(options, think_budget=str(max(numbers))))
+    yield from chat.load()
+    points = []
+    yield Started("sweep", len(objects) * len(numbers))
+    for budget in numbers:
+        chat.budget = budget
+        begun = time.perf_counter()
+        turns: list[dict[str, Any]] = []
+        for _, turn in _in_order(chat, _requests(chat, objects)):
+            turns.append(turn)
+            yield Advanced("sweep", 1)
+        seconds = time.perf_counter() - begun
+        good = sum(right(t["answer"], row[answer_field]) for t, (_, row) in zip(turns, objects, strict=True))
+        closed = Counter(t["closed_by"] for t in turns)
+        points.append(
+            {
+                "budget": budget,
+                "questions": len(turns),
+                "right": good,
+                "accuracy": good / len(turns),
+                "thinking_tokens": sum(t["thinking_tokens"] for t in turns) / len(turns),
+                "answer_tokens": sum(t["answer_tokens"] for t in turns) / len(turns),
+                "cut": closed["budget"] / len(turns),
+                "seconds": round(seconds, 3),
+                "tokens_per_second": round(sum(t["generated_tokens"] for t in turns) / seconds, 2),
+            }
+        )
+        yield Produced(points[-1])
+    if plot:
+        from .plots import budget_curve
+
+        budget_curve(points, options.model, plot)
+    drawn = {"plot": str(plot)} if plot else {}
+    yield Finished({"schema": 1, "model": options.model, "seed": chat.seed, "points": points} | drawn)
+
+
+def right(said: str, wanted: Any) -> bool:
+    """Whether an answer is the wanted one.
+
+    A number is compared with the last number of the answer (of its last \\boxed{}, when there is one); any other
+    text must occur in it as whole words, without regard to case.
+    """
+    boxed = re.findall(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}", said)
+    number = _number(str(wanted))
+    if number is not None:
+        last = re.findall(r"-?\d[\d,]*(?:\.\d+)?", boxed[-1] if boxed else said)
+        return bool(last) and _number(last[-1]) == number
+    words = re.escape(str(wanted).strip())
+    return bool(words) and re.search(rf"(?<!\w){words}(?!\w)", boxed[-1] if boxed else said, re.IGNORECASE) is not None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.strip().rstrip(".").replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _objects(rows: Iterable[tuple[int, str]]) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) of every line that is not empty."""
+    found = []
     for number, line in rows:
         if not line.strip():
             continue
         try:
             row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError
+        except ValueError as error:
+            raise QwenchError(f"line {number} is no JSON object", 'give {"prompt": "..."} on every line') from error
+        found.append((number, row))
+    return found
+
+
+def _requests(chat: Chat, objects: list[tuple[int, dict[str, Any]]]) -> list[Request]:
+    requests = []
+    for key, (number, row) in enumerate(objects):
+        try:
             messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            request = chat.request(len(objects), [*chat.messages, *messages], chat.seed + len(objects))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            requests.append(chat.request(key, [*chat.messages, *messages], chat.seed + key))
+        except (KeyError, TypeError, AttributeError) as error:
             raise QwenchError(
                 f"line {number} has neither a prompt nor messages", 'give {"prompt": "..."} on every line'
             ) from error
         except QwenchError as error:
             raise QwenchError(f"line {number}: {error.message}", error.hint, error.code) from error
-        objects.append(row)
-        requests.append(request)
+    return requests
+
+
+def _in_order(chat: Chat, requests: list[Request]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, what `Chat.turn` tells), in the order of the requests."""
     done: dict[int, dict[str, Any]] = {}
     shown = 0
-    yield Started("prompts", len(requests))
     # Long prompts first: the short ones fill the gaps at the end.
     for item in chat.generator.run(sorted(requests, key=lambda r: -len(r.ids))):
         if not isinstance(item, Turn):
             continue
         done[item.key] = chat.report(item, requests[item.key])
         while shown in done:
-            yield Produced(objects[shown] | done.pop(shown))
+            yield shown, done.pop(shown)
             shown += 1
-    yield Finished({"schema": 1, "prompts": len(requests)})

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from qwench.ops.chat import Chat, ChatOptions, many
+from qwench.ops.chat import Chat, ChatOptions, many, right
 from qwench.ops.errors import QwenchError
 from qwench.ops.events import Finished, Produced
+from qwench.ops.models import llama_cpp
 from qwench.ops.models.generate import Generator, Request, Turn
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.load_causal import load_causal
@@ -109,7 +110,7 @@ def test_smollm2_answers_as_transformers_does() -> None:
         checkpoint = resolve("smollm2")
     except QwenchError as error:
         pytest.skip(error.message)
-    loaded = load_causal(checkpoint)
+    loaded = load_causal(checkpoint, engine="torch")
     text = loaded.template.render([{"role": "user", "content": "What is the capital of France?"}])[0]
     think = Think.of(loaded.tokenizer)
     ids = loaded.tokenizer.ids([text])[0]
@@ -404,3 +405,125 @@ def test_a_model_without_tags_says_so(qwench) -> None:
     done = qwench("chat", "--model", "smollm2", "hello", "--think-budget", 64)
     assert done.returncode == 1
     assert "no thinking tags" in done.stderr or "not installed" in done.stderr
+
+
+def test_swapped_slots_keep_their_sequences(models) -> None:
+    ids = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]]
+    engine = load_causal(resolve(str(models("qwen3"))), slots=3).engine
+    engine.feed(dict(enumerate(ids)))
+    engine.swap(0, 2)
+    assert [engine.length(s) for s in range(3)] == [5, 3, 4]
+    got = engine.feed({0: [20], 1: [21], 2: [22]})
+    for slot, whole in enumerate(([*ids[2], 20], [*ids[1], 21], [*ids[0], 22])):
+        fresh = load_causal(resolve(str(models("qwen3")))).engine
+        torch.testing.assert_close(got[slot], fresh.feed({0: whole})[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "is_right"),
+    [
+        ("so it is 1,024.", 1024, True),
+        ("first 7, then 8", 7, False),
+        (r"\boxed{12} of 13", "12", True),
+        ("It is Paris.", "paris", True),
+        ("Parisian", "Paris", False),
+        ("", "5", False),
+        ("-3.50", -3.5, True),
+    ],
+)
+def test_what_counts_as_right(said: str, wanted: object, is_right: bool) -> None:
+    assert right(said, wanted) is is_right
+
+
+def test_a_sweep_over_budgets(qwench, models, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} and {i}", "gold": "x"} for i in range(3)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    args = ["chat", "--model", models("qwen3"), "--force-think", "--prompts", "q.jsonl", "--sweep", "0,4,12"]
+    args += ["--answer-field", "gold", "--max-tokens", "5", "--batch", "2", "--temperature", "0"]
+    done = qwench(*args, "--json", "--plot", "curve.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    points = json.loads(done.stdout)["points"]
+    assert [p["budget"] for p in points] == [0, 4, 12] and all(p["questions"] == 3 for p in points)
+    assert [p["thinking_tokens"] <= p["budget"] for p in points] == [True] * 3
+    assert points[0]["thinking_tokens"] == 0 and points[1]["cut"] == 1 and points[1]["thinking_tokens"] == 4
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    table = qwench(*args, cwd=tmp_path)
+    assert len(table.stdout.splitlines()) == 4 and "accuracy" in table.stdout
+    wrong = qwench(*args, "--answer-field", "nothing", cwd=tmp_path)
+    assert wrong.returncode == 1 and "line 1 has no field `nothing`" in wrong.stderr
+    assert qwench("chat", "--sweep", "0").returncode == 2
+
+
+def test_a_question_wanders_from_model_to_model(models, tmp_path: Path) -> None:
+    chat = Chat(ChatOptions(model=str(models("qwen3")), max_tokens=4, seed=1))
+    list(chat.load())
+    finished(chat.turn("one"))
+    with pytest.raises(QwenchError):
+        list(chat.switch(str(tmp_path / "none")))
+    assert finished(chat.turn("two"))["answer_tokens"] == 4
+    list(chat.switch(str(models("llama"))))
+    assert finished(chat.turn("three"))["answer_tokens"] == 4
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 3
+
+
+def test_a_full_disk_keeps_the_transcript_that_is_there(models, tmp_path: Path, monkeypatch) -> None:
+    chat = Chat(ChatOptions(model="any", seed=1))
+    chat.messages = [{"role": "user", "content": "one"}]
+    chat.save(tmp_path / "t.jsonl")
+    before = (tmp_path / "t.jsonl").read_text()
+    chat.messages.append({"role": "assistant", "content": "two"})
+
+    def full(self: Path, *_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(QwenchError, match="No space left"):
+        chat.save(tmp_path / "t.jsonl")
+    assert (tmp_path / "t.jsonl").read_text() == before and [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_engines_say_why(tmp_path: Path, monkeypatch) -> None:
+    gguf, folder = tmp_path / "m.gguf", tmp_path / "m"
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda name: object())
+    pick = llama_cpp.pick_engine
+    assert pick("auto", gguf, "cpu", "none", None).value == "llama.cpp"
+    assert pick("auto", gguf, "cuda", "none", None).value == "torch"
+    assert pick("auto", gguf, "cpu", "int8", None).value == "torch"
+    assert pick("auto", folder, "cpu", "none", None).value == "torch"
+    assert "attention gates" in pick("auto", gguf, "cpu", "none", "attention gates").reason
+    for engine, path, quantize in (("llama.cpp", folder, "none"), ("llama.cpp", gguf, "int8"), ("other", gguf, "none")):
+        with pytest.raises(QwenchError):
+            pick(engine, path, "cpu", quantize, None)
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
+    assert pick("auto", gguf, "cpu", "none", None).value == "torch"
+    with pytest.raises(QwenchError, match="llama-cpp-python"):
+        pick("llama.cpp", gguf, "cpu", "none", None)
+
+
+def test_llama_cpp_says_the_same(qwench, models, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is an extra")
+    path = tmp_path / "m.gguf"
+    done = qwench("convert", models("qwen3"), path, "--dtype", "float32")
+    assert done.returncode == 0, done.stderr
+    prompts = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17] * 30, [18, 19]]
+    texts = {}
+    for engine in ("torch", "llama.cpp"):
+        loaded = load_causal(resolve(str(path)), engine=engine, slots=3, context=256)
+        g = Generator(loaded.engine, loaded.tokenizer, Think.of(loaded.tokenizer), [])
+        # A random model's best two tokens may be as close as the cache's float16: the shares say what is a tie.
+        wanted = [Request(i, p, max_tokens=12, budget=0, sampling=GREEDY, logprobs=2) for i, p in enumerate(prompts)]
+        texts[engine] = answers(g.run(wanted))
+        assert loaded.runner.value == engine
+    for key, ours in texts["torch"].items():
+        for a, b in zip(ours.logprobs, texts["llama.cpp"][key].logprobs, strict=True):
+            if a["id"] != b["id"]:
+                assert a["logprob"] - a["top"][1]["logprob"] < 0.02
+                break
+            assert abs(a["logprob"] - b["logprob"]) < 0.02
+
+
+def test_llama_cpp_refuses_what_is_no_model(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is an extra")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(QwenchError, match=r"llama\.cpp cannot load"):
+        llama_cpp.LlamaCpp(tmp_path / "bad.gguf")

@@ -94,9 +94,12 @@ class CausalDecoder(DecoderEncoder):
 
     def swap(self, a: int, b: int) -> None:
         """See Engine."""
+        import torch
+
         held = max(self._lengths[a], self._lengths[b])
-        for cache in (*self._keys, *self._values):
-            cache[[a, b], :, :held] = cache[[b, a], :, :held]
+        with torch.inference_mode():
+            for cache in (*self._keys, *self._values):
+                cache[[a, b], :, :held] = cache[[b, a], :, :held]
         self._lengths[a], self._lengths[b] = self._lengths[b], self._lengths[a]
 
     def feed(self, new: dict[int, list[int]]) -> Tensor:

@@ -1,0 +1,69 @@
+"""Pictures, in one style that reads on light and dark pages: a grey of its own for text, no background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import QwenchError
+
+#: readable on white and on black
+INK = "#7a7f87"
+COLORS = ("#2f7ed8", "#e0772d", "#3f9b4b", "#b45fbf", "#c9a227", "#d64d57", "#2aa1a8", "#8a6d5a")
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@contextmanager
+def figure(path: Path, rows: int = 1, size: tuple[float, float] = (7.0, 3.2)) -> Iterator[Any]:
+    """Axes below one another, (rows,); the file is written, whole or not at all, when the block ends.
+
+    Raises:
+        QwenchError: matplotlib is not installed, another ending than FORMATS, or the file cannot be written.
+    """
+    if path.suffix not in FORMATS:
+        raise QwenchError(f"a picture cannot end in `{path.suffix}`: `{path}`", f"use {', '.join(FORMATS)}", code=2)
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise QwenchError("drawing needs matplotlib", "pip install 'qwench[plot]'") from error
+    from matplotlib.figure import Figure
+
+    style = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none"}
+    with matplotlib.rc_context(style):
+        drawn = Figure(figsize=(size[0], size[1] * rows), layout="constrained")
+        axes = drawn.subplots(rows, 1, squeeze=False)[:, 0]
+        for axis in axes:
+            axis.grid(color=INK, alpha=0.25, linewidth=0.6)
+            axis.set_axisbelow(True)
+            axis.set_prop_cycle(color=COLORS)
+        yield axes
+        beside = path.with_name(f".{path.stem}.part{path.suffix}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawn.savefig(beside, dpi=150, transparent=True)
+            beside.replace(path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise QwenchError(f"the picture cannot be written ({error.strerror}): `{path}`") from error
+
+
+def budget_curve(points: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Accuracy, thinking tokens and time against the thinking budget; see `figure`."""
+    names = ["no limit" if p["budget"] < 0 else str(p["budget"]) for p in points]
+    panels = (
+        ("accuracy, %", [100 * p["accuracy"] for p in points]),
+        ("thinking tokens", [p["thinking_tokens"] for p in points]),
+        ("seconds a question", [p["seconds"] / p["questions"] for p in points]),
+    )
+    with figure(path, len(panels), (7.0, 2.1)) as axes:
+        for i, (axis, (label, values)) in enumerate(zip(axes, panels, strict=True)):
+            # Budgets are steps of a scale that doubles, with 0 and no limit at its ends: equal distances read best.
+            axis.plot(range(len(values)), values, marker="o", color=COLORS[i])
+            axis.set_ylabel(label)
+            axis.set_ylim(0, 1.1 * max(values, default=0) or 1)
+            axis.set_xticks(range(len(names)), names)
+        axes[0].set_title(f"{title}, {points[0]['questions']} questions", color=INK)
+        axes[-1].set_xlabel("thinking budget, tokens")
