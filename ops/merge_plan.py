@@ -1,0 +1,334 @@
+"""What `qwench merge` will write, said before a byte of weights is read: every tensor merged, copied or dropped."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .checkpoint.layout import PREFIX
+from .checkpoint.plan import Output, Plan, parse_size, shards_of
+from .checkpoint.sidecars import as_json
+from .checkpoint.tensors import FLOATS
+from .convert_plan import ConvertOptions, plan_conversion
+from .errors import QwenchError
+from .merging.card import model_card
+from .merging.inputs import Input, at_layer, bare, layer_of
+from .merging.methods import bind, check, find_method, uses_base
+from .merging.preflight import notes, problems
+from .merging.recipe import Part, Recipe, Slice, from_yaml, to_yaml
+from .merging.settings import parse_setting
+from .merging.work import Ledger, Task
+from .models.hub import open_source
+
+if TYPE_CHECKING:
+    from mergekit.merge_methods.base import MergeMethod
+
+CONFIG_FILE = "mergekit_config.yml"
+FOLDS = ("sequential", "tree")
+#: methods whose base is the first model when none is named
+FIRST_IS_BASE = ("slerp", "nearswap", "arcee_fusion")
+#: names outside the layers that belong to the end of the model
+_LAST = ("norm.", "lm_head.", "score.", "classifier.")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """Everything `qwench merge` can be told.
+
+    Attributes:
+        models: folders, hub ids, .gguf files; `model+adapter` merges a LoRA first.
+        t, weight, param: as `settings.parse_setting` reads them; weight may list one value for each model.
+        fold: sequential or tree, for more than two models with a method of two.
+        config: mergekit's YAML in place of models and method.
+        trajectory: a training run's folder; its last checkpoints are the models.
+        dtype: of the arithmetic; out_dtype: of the result; auto as `Recipe` says.
+        memory: bytes that whole tensors in flight may take.
+    """
+
+    models: tuple[str, ...] = ()
+    out: str = ""
+    method: str = "slerp"
+    t: str | None = None
+    weight: str | None = None
+    param: tuple[str, ...] = ()
+    base: str | None = None
+    fold: str | None = None
+    config: str | None = None
+    trajectory: str | None = None
+    last: int = 0
+    dtype: str = "auto"
+    out_dtype: str = "auto"
+    max_shard_size: str = "5GB"
+    memory: str = "2GB"
+    seed: int = 0
+    allow_mismatch: bool = False
+    resume: bool = False
+    force: bool = False
+    threads: int = 0
+    revision: str | None = None
+    offline: bool = False
+
+
+@dataclass(slots=True)
+class MergePlan:
+    """A plan, the models it reads and the account of what happens to its tensors."""
+
+    recipe: Recipe
+    inputs: dict[str, Input]
+    plan: Plan
+    ledger: Ledger
+    yaml: str
+    where: dict[str, tuple[Input, str]] = field(default_factory=dict)
+
+    def release(self, label: str) -> None:
+        """A stored tensor is not needed any more."""
+        model, name = self.where[label]
+        model.source.reader.release(name)
+
+
+def recipe_of(options: MergeOptions) -> Recipe:
+    """The recipe that flags, a file or a trajectory ask for.
+
+    Raises:
+        QwenchError: they contradict one another, or name what is not there.
+    """
+    for flag, value, known in (
+        ("--dtype", options.dtype, ("auto", "float32", "float64")),
+        ("--out-dtype", options.out_dtype, ("auto", *FLOATS)),
+        ("--fold", options.fold, (None, *FOLDS)),
+    ):
+        if value not in known:
+            raise QwenchError(f"unknown {flag}: `{value}`", "use " + ", ".join(k for k in known if k), code=2)
+    dtype, out_dtype = (None if d == "auto" else d for d in (options.dtype, options.out_dtype))
+    if options.config:
+        given = [n for n in ("models", "t", "weight", "param", "base", "fold", "trajectory") if getattr(options, n)]
+        if given:
+            raise QwenchError(f"--config has all of the recipe, and --{given[0]} is given too", "leave one out", code=2)
+        found = from_yaml(Path(options.config))
+        return replace(found, dtype=dtype or found.dtype, out_dtype=out_dtype or found.out_dtype)
+    models = _trajectory(options) if options.trajectory else list(options.models)
+    if not models:
+        raise QwenchError("there is nothing to merge", "give the models, --trajectory or --config", code=2)
+    method = find_method(options.method)
+    base = options.base
+    if base is None and options.method in FIRST_IS_BASE:
+        base = models[0]
+    if options.base and not uses_base(method):
+        raise QwenchError(f"`{options.method}` has no base, and --base is given", "leave it out", code=2)
+    parts = models if base is None or base in models else [*models, base]
+    most = method.spec.contract.max_inputs
+    fold = options.fold or ("sequential" if most == 2 and len(parts) > 2 and options.method == "slerp" else None)
+    if fold and options.method != "slerp":
+        raise QwenchError(f"--fold is for slerp, and the method is `{options.method}`", code=2)
+    fold = fold if len(parts) > 2 else None
+    parameters = _parameters(options, method, fold)
+    weights = _weights(options, method, [p for p in parts if p != base or not _non_base(method)], fold)
+    entries = tuple(Part(p, parameters={"weight": weights[p]} if p in weights else {}) for p in parts)
+    return Recipe(options.method, (Slice(entries),), base, parameters, dtype, out_dtype, None, fold)
+
+
+def _non_base(method: MergeMethod) -> bool:
+    return any(p.name == "weight" and p.scope.value == "non_base" for p in method.spec.parameters)
+
+
+def _parameters(options: MergeOptions, method: MergeMethod, fold: str | None) -> dict:
+    found = {}
+    for text in options.param:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise QwenchError(f"not a parameter: `{text}`", "write --param name=value", code=2)
+        found[name.strip()] = parse_setting(value)
+    known = {p.name: p for p in method.spec.parameters}
+    if options.t is not None and fold:
+        raise QwenchError("--t is between two models, and there are more", "give each a share: --weight 1,1,2", code=2)
+    if options.t is not None:
+        if "t" not in known:
+            raise QwenchError(f"`{options.method}` has no t", f"it has: {', '.join(known) or 'none'}", code=2)
+        found["t"] = parse_setting(options.t)
+    elif "t" in known and known["t"].required and options.method == "slerp" and not fold:
+        found.setdefault("t", 0.5)
+    return found
+
+
+def _weights(options: MergeOptions, method: MergeMethod, models: list[str], fold: str | None) -> dict:
+    """A weight for each of `models` where the method wants them: 1 each unless something else is said."""
+    spec = next((p for p in method.spec.parameters if p.name == "weight"), None)
+    if spec is None and not fold:
+        if options.weight is not None:
+            raise QwenchError(f"`{options.method}` has no weights", "leave --weight out", code=2)
+        return {}
+    if options.weight is None:
+        return {m: 1.0 for m in models} if spec is None or spec.required else {}
+    setting = parse_setting(options.weight)
+    if isinstance(setting, list) and not isinstance(setting[0], dict):
+        if len(setting) != len(models):
+            raise QwenchError(f"--weight has {len(setting)} values, and {len(models)} models take one", code=2)
+        return dict(zip(models, setting, strict=True))
+    return dict.fromkeys(models, setting)
+
+
+def _trajectory(options: MergeOptions) -> list[str]:
+    if options.models:
+        raise QwenchError("--trajectory finds the models, and some are given too", "leave one out", code=2)
+    folder = Path(options.trajectory or "")
+    steps = [(int(m[1]), p) for p in folder.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
+    found = [str(p) for _, p in sorted(steps)]
+    if len(found) < 2 or options.last > len(found):
+        raise QwenchError(
+            f"{len(found)} checkpoints are in the run, and {max(options.last, 2)} are wanted: `{folder}`",
+            "name the folder that holds checkpoint-1000 and so on",
+        )
+    return found[-options.last :] if options.last else found
+
+
+def plan_merge(recipe: Recipe, options: MergeOptions) -> MergePlan:
+    """What will be written, from configs and headers alone.
+
+    Raises:
+        QwenchError: models that do not fit each other, with every problem; a recipe that does not fit its method.
+    """
+    method = find_method(recipe.method)
+    check(method, recipe)
+    inputs = {model: _open(model, options) for model in recipe.models}
+    first = inputs[recipe.slices[0].parts[0].model]
+    others = [i for i in inputs.values() if i is not first]
+    sliced = any(p.layers for s in recipe.slices for p in s.parts)
+    hard, soft = problems(first, others, sliced)
+    if hard or (soft and not options.allow_mismatch):
+        found = [*hard, *soft]
+        raise QwenchError(
+            f"the models do not fit each other: {'; '.join(found)}",
+            "merge models of one family and vocabulary" if hard else "--allow-mismatch merges what fits",
+        )
+    ledger = Ledger(parse_size(options.memory))
+    plan = Plan([], notes=[*first.plan.notes, *soft, *notes(first, others)])
+    made = MergePlan(recipe, inputs, plan, ledger, "")
+    made.where = {f"{i.model}: {n}": (i, n) for i in inputs.values() for n in i.source.infos}
+    used = _tensors(made, method, first, options.seed)
+    for model in inputs.values():
+        for name, why in model.plan.dropped.items():
+            plan.dropped[f"{model.model}: {name}"] = why
+        for name in model.outputs:
+            if not (set(model.labels(name)) & used):
+                why = "in no slice" if sliced else f"not in `{first.model}`"
+                plan.dropped |= dict.fromkeys(model.labels(name), why)
+    _sides(made, first)
+    plan.shards = shards_of(plan.outputs, parse_size(options.max_shard_size), "model", ".safetensors")
+    plan.check([label for i in inputs.values() for label in i.inputs])
+    return made
+
+
+def _open(model: str, options: MergeOptions) -> Input:
+    name, plus, lora = model.partition("+")
+    if plus and Path(model).exists():
+        name, lora = model, ""
+    source = open_source(name, options.revision, options.offline)
+    how = ConvertOptions(name, options.out, to="safetensors", lora=(lora,) if lora else ())
+    return Input(model, source, plan_conversion(source, how))
+
+
+def _tensors(made: MergePlan, method: MergeMethod, first: Input, seed: int) -> set[str]:
+    """Fill the plan's outputs; returns labels of what they read."""
+    recipe, used = made.recipe, set()
+    layers = [s.parts[0].layers or (0, first.layers) for s in recipe.slices]
+    for at, part in enumerate(recipe.slices):
+        for p in part.parts:
+            span, wanted = p.layers or (0, made.inputs[p.model].layers), layers[at]
+            if span[1] - span[0] != wanted[1] - wanted[0] or span[1] > made.inputs[p.model].layers:
+                raise QwenchError(f"layers {list(span)} of `{p.model}` do not fit a slice of {list(wanted)}")
+
+    def add(at: int, names: list[str], output_name: str, place: float) -> None:
+        output = _output(made, method, at, names, output_name, place, seed)
+        made.plan.outputs.append(output)
+        used.update(output.sources)
+
+    outside = [n for n in first.outputs if layer_of(n) is None]
+    for name in (n for n in outside if not n.startswith(_LAST)):
+        add(0, [name] * len(recipe.slices[0].parts), first.outputs[name].name, 0.0)
+    layer = 0
+    for at, (part, (begin, end)) in enumerate(zip(recipe.slices, layers, strict=True)):
+        lead = made.inputs[part.parts[0].model]
+        for offset in range(end - begin):
+            place = offset / (end - begin - 1) if end - begin > 1 else 1.0
+            for name in [n for n in lead.outputs if layer_of(n) == begin + offset]:
+                from_ = [at_layer(name, (p.layers or (0, 0))[0] + offset) for p in part.parts]
+                prefix = PREFIX if any(o.name.startswith(PREFIX) for o in first.plan.outputs) else ""
+                target = at_layer(name, layer)
+                add(at, from_, lead.outputs[name].name if target == name and lead is first else prefix + target, place)
+            layer += 1
+    last = len(recipe.slices) - 1
+    for name in (n for n in outside if n.startswith(_LAST)):
+        add(last, [name] * len(recipe.slices[last].parts), first.outputs[name].name, 0.0)
+    return used
+
+
+def _output(
+    made: MergePlan, method: MergeMethod, at: int, names: list[str], target: str, place: float, seed: int
+) -> Output:
+    recipe = made.recipe
+    parts = recipe.slices[at].parts
+    held = [(p.model, made.inputs[p.model], n) for p, n in zip(parts, names, strict=True)]
+    there = [(m, i, n) for m, i, n in held if n in i.outputs]
+    lead_model, lead, lead_name = there[0]
+    own = lead.outputs[lead_name]
+    dtype = recipe.out_dtype if recipe.out_dtype and own.dtype in FLOATS else own.dtype
+    labels = tuple(label for _, i, n in there for label in i.labels(n))
+    task = Task(target, own.shape, dtype, [(i, n) for _, i, n in there], made.ledger)
+    if len(there) < len(held) or own.dtype not in FLOATS:
+        why = f"only `{lead_model}` has it" if len(there) < len(held) else f"{own.dtype}, equal in all models"
+        if len(there) < len(held):
+            task.inputs = task.inputs[:1]
+        return Output(target, own.shape, dtype, labels, f"copied: {why}", task.copied)
+    base = recipe.slices[at].base or recipe.base
+    if not uses_base(method):
+        base = None
+    prefixed = PREFIX + bare(target) if layer_of(target) is not None else target
+    weights = {p.model: p.parameters.get("weight", 1.0) for p in parts}
+    parameters = {"weight": weights} if recipe.fold else bind(method, recipe, at, prefixed, place)
+    task.plan(
+        method,
+        [m for m, _, _ in there],
+        [m for m, _, _ in there].index(base) if base else None,
+        parameters,
+        recipe.dtype or ("float64" if any(i.outputs[n].dtype == "float64" for _, i, n in there) else "float32"),
+        seed,
+        recipe.fold,
+    )
+    words = ", ".join(f"{k} {_short(v)}" for k, v in parameters.items() if v is not None)
+    return Output(target, own.shape, dtype, labels, f"merged by {recipe.method}: {words}".rstrip(": "), task.merged)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "/".join(_short(v) for v in value.values())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sides(made: MergePlan, first: Input) -> None:
+    plan, recipe = made.plan, made.recipe
+    plan.copies, plan.side, plan.left = list(first.plan.copies), dict(first.plan.side), list(first.plan.left)
+    counts = [s.parts[0].layers or (0, first.layers) for s in recipe.slices]
+    layers = sum(end - begin for begin, end in counts)
+    config = dict(first.config)
+    if layers != first.layers:
+        config["num_hidden_layers"] = layers
+        for key in ("layer_types",):
+            if config.get(key):
+                config[key] = [config[key][n] for begin, end in counts for n in range(begin, end)]
+    kinds = {o.dtype for o in plan.outputs if o.dtype in FLOATS}
+    dtype = recipe.out_dtype or next((o.dtype for o in plan.outputs if len(o.shape) > 1), "float32")
+    if config and len(kinds) == 1:
+        key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+        config[key] = dtype
+    if config and config != first.config:
+        plan.side["config.json"] = as_json(config)
+    if recipe.tokenizer and recipe.tokenizer != first.model:
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"):
+            if (content := made.inputs[recipe.tokenizer].side(name)) is not None:
+                plan.side[name] = content
+    made.yaml = to_yaml(recipe, dtype)
+    plan.side[CONFIG_FILE] = made.yaml.encode()
+    plan.side["README.md"] = model_card(recipe, made.yaml).encode()
+    plan.copies = [n for n in plan.copies if n not in plan.side]

@@ -1,0 +1,1 @@
+"""Merging: recipes, methods and the arithmetic of one tensor."""

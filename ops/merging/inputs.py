@@ -1,0 +1,89 @@
+"""The models of a merge: read through the plan a conversion would have, so that every format and LoRA is an input."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint.layout import PREFIX
+from ..checkpoint.plan import Output, Plan
+from ..checkpoint.reader import Source
+from ..checkpoint.sidecars import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LAYER = re.compile(r"^(.*?\blayers?\.)(\d+)(\..*)$")
+
+
+def bare(name: str) -> str:
+    """A tensor's name without the prefix, the same in flat and prefixed checkpoints."""
+    return name.removeprefix(PREFIX)
+
+
+def layer_of(name: str) -> int | None:
+    """Number of the layer a bare name is of."""
+    found = _LAYER.match(name)
+    return int(found[2]) if found else None
+
+
+def at_layer(name: str, layer: int) -> str:
+    """The name of the same tensor in another layer."""
+    return _LAYER.sub(lambda m: f"{m[1]}{layer}{m[3]}", name)
+
+
+class Input:
+    """One model.
+
+    Args:
+        model: as the user gave it.
+        plan: of an unchanged copy, adapters merged.
+
+    Attributes:
+        outputs: its tensors by bare name.
+        layers: number of layers.
+    """
+
+    def __init__(self, model: str, source: Source, plan: Plan) -> None:
+        self.model, self.source, self.plan = model, source, plan
+        self.outputs: dict[str, Output] = {bare(o.name): o for o in plan.outputs}
+        self.layers = 1 + max((n for n in map(layer_of, self.outputs) if n is not None), default=-1)
+        self.config: dict[str, Any] = source.config()
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor by its bare name, a view of the mapped file where it is stored as it is."""
+        import torch
+
+        output = self.outputs[name]
+        if output.action == "copied":
+            return self.source.reader.load(output.sources[0])
+        return torch.cat(list(output.pieces(None))).view(output.shape)
+
+    def labels(self, name: str) -> list[str]:
+        """What its tensors are called in a plan of several models."""
+        return [f"{self.model}: {source}" for source in self.outputs[name].sources]
+
+    @property
+    def inputs(self) -> list[str]:
+        """Labels of everything that is stored."""
+        return [f"{self.model}: {name}" for name in self.source.infos]
+
+    @cached_property
+    def vocabulary(self) -> tuple[str, dict[str, int]] | None:
+        """(hash of tokenizer.json, token -> id); None where there is no such file."""
+        path: Path = self.source.folder / "tokenizer.json"
+        if not self.source.path.is_dir() or not path.is_file():
+            return None
+        found = read_json(path)
+        model = found.get("model", {}).get("vocab", {})
+        ids = dict(model) if isinstance(model, dict) else {entry[0]: i for i, entry in enumerate(model)}
+        ids |= {t["content"]: t["id"] for t in found.get("added_tokens", [])}
+        return hashlib.sha256(path.read_bytes()).hexdigest(), ids
+
+    def side(self, name: str) -> bytes | None:
+        """A side file's content, None when it is not there."""
+        path = self.source.folder / name
+        return path.read_bytes() if self.source.path.is_dir() and path.is_file() else None

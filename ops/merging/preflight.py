@@ -1,0 +1,81 @@
+"""What keeps models from being merged, all of it, told from configs and headers alone."""
+
+from __future__ import annotations
+
+from ..checkpoint.sidecars import read_json
+from .inputs import Input
+
+#: files that say how texts are put to a model
+TEXTS = ("chat_template.jinja", "config_sentence_transformers.json", "1_Pooling/config.json")
+
+
+def problems(first: Input, others: list[Input], sliced: bool) -> tuple[list[str], list[str]]:
+    """(what cannot be merged at all, what can with --allow-mismatch), one sentence each.
+
+    Args:
+        sliced: layers are picked by the recipe, so that their numbers need not agree.
+    """
+    hard: list[str] = []
+    soft: list[str] = []
+    for other in others:
+        kinds = [i.config.get("model_type") for i in (first, other)]
+        if kinds[0] != kinds[1]:
+            soft.append(f"`{first.model}` is a {kinds[0]} and `{other.model}` a {kinds[1]}")
+        if not sliced:
+            soft += _missing(first, other) + _missing(other, first)
+        for name, output in first.outputs.items():
+            there = other.outputs.get(name)
+            if there is None or there.shape == output.shape:
+                continue
+            words = f"`{output.name}` is {list(output.shape)} in `{first.model}` and {list(there.shape)} in `{other.model}`"
+            if "embed_tokens" in name or "lm_head" in name:
+                words += ": their vocabularies differ"
+            hard.append(words)
+        soft += _vocabularies(first, other)
+    return hard, soft
+
+
+def _missing(one: Input, other: Input) -> list[str]:
+    names = [n for n in one.outputs if n not in other.outputs]
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"`{other.model}` lacks `{one.outputs[names[0]].name}`{more} of `{one.model}`"]
+
+
+def _vocabularies(first: Input, other: Input) -> list[str]:
+    a, b = first.vocabulary, other.vocabulary
+    if a is None or b is None or a[0] == b[0]:
+        return []
+    different = [t for t in a[1].keys() & b[1].keys() if a[1][t] != b[1][t]]
+    if different:
+        token = min(different)
+        ids = f"{a[1][token]} and {b[1][token]}"
+        return [f"the tokenizers of `{first.model}` and `{other.model}` disagree: {token!r} is {ids}"]
+    alone = sorted(a[1].keys() ^ b[1].keys())
+    shared = set(a[1].values()) & {b[1][t] for t in alone if t in b[1]}
+    if alone and shared:
+        return [f"the tokenizers of `{first.model}` and `{other.model}` give different tokens one id, such as {alone[0]!r}"]
+    return []
+
+
+def notes(first: Input, others: list[Input]) -> list[str]:
+    """Differences that do not stop a merge, one sentence each."""
+    found = []
+    for other in others:
+        kinds = [{o.dtype for o in i.outputs.values()} for i in (first, other)]
+        if kinds[0] != kinds[1]:
+            names = [", ".join(sorted(k)) for k in kinds]
+            found.append(f"`{first.model}` is stored in {names[0]} and `{other.model}` in {names[1]}")
+        tied = [bool(i.config.get("tie_word_embeddings")) for i in (first, other)]
+        if tied[0] != tied[1]:
+            found.append(f"only `{(first if tied[0] else other).model}` ties its head to the embeddings")
+        for name in TEXTS:
+            if first.side(name) != other.side(name):
+                found.append(f"`{name}` differs; the one of `{first.model}` is taken")
+        templates = [
+            read_json(i.source.folder / "tokenizer_config.json", {}).get("chat_template") for i in (first, other)
+        ]
+        if templates[0] != templates[1]:
+            found.append(f"the chat template differs; the one of `{first.model}` is taken")
+    return list(dict.fromkeys(found))
