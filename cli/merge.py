@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import DryRun, Force, Json, Offline, Quiet, Resume, Revision, Threads, Verbose
+from .options import DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
 from .out import clock, size, start
 
 EPILOG = """\b
@@ -37,8 +37,8 @@ def merge(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Copy what one model has alone, drop the rest.")
     ] = False,
-    resume: Resume = False,
-    force: Force = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
     threads: Threads = 0,
     revision: Revision = None,

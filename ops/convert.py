@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .checkpoint.cast import Losses
 from .checkpoint.lora import adapter_file
-from .checkpoint.reader import Source
+from .checkpoint.reader import Source, apart
 from .checkpoint.staging import Staging
 from .checkpoint.writer import check_room, verify_bits, write_sides, write_tensors
 from .convert_plan import ConvertOptions as ConvertOptions
@@ -38,7 +38,7 @@ def convert(options: ConvertOptions) -> Events:
     begun = time.monotonic()
     source = open_source(options.src, options.revision, options.offline)
     out = Path(os.path.abspath(options.out))
-    _apart(source, out)
+    apart(source, out)
     plan = plan_conversion(source, options)
     if options.verify == "logits":
         check_options(options)
@@ -112,23 +112,9 @@ def dry_run(options: ConvertOptions) -> Events:
 
     source = open_source(options.src, options.revision, options.offline)
     out = Path(os.path.abspath(options.out))
-    _apart(source, out)
+    apart(source, out)
     plan = plan_conversion(source, options)
     free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else None
     chosen = {k: v for k, v in asdict(options).items() if k not in ("src", "out")}
     result = {"schema": 1, "out": options.out, "format": source.reader.format, "options": chosen, "free": free}
     yield Finished(result | {"shards": len(plan.shards)} | plan.to_dict())
-
-
-def _apart(source: Source, out: Path) -> None:
-    """The output may be neither the input nor inside it.
-
-    Raises:
-        QwenchError: it is.
-    """
-    inside = source.folder.resolve()
-    target = out.resolve()
-    if source.path.is_dir() and (target == inside or inside in target.parents):
-        raise QwenchError(f"the output lies in the input: `{out}`", "write it elsewhere; the input is never changed")
-    if target in inside.parents or any(target == f.resolve() for f in source.files):
-        raise QwenchError(f"the input lies in the output: `{out}`", "write it elsewhere; the input is never changed")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from .checkpoint.cast import Losses
+from .checkpoint.reader import apart
 from .checkpoint.staging import Staging
 from .checkpoint.writer import check_room, write_sides, write_tensors
 from .errors import QwenchError
@@ -94,8 +95,6 @@ def _apart(made: MergePlan, options: MergeOptions) -> Path:
     Raises:
         QwenchError: it is, or there is no name for it.
     """
-    from .checkpoint.reader import apart
-
     if not options.out:
         raise QwenchError("there is no name for the result", "add --out FOLDER", code=2)
     out = Path(os.path.abspath(options.out))

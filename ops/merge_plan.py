@@ -160,7 +160,7 @@ def _weights(options: MergeOptions, method: MergeMethod, models: list[str], fold
             raise QwenchError(f"`{options.method}` has no weights", "leave --weight out", code=2)
         return {}
     if options.weight is None:
-        return {m: 1.0 for m in models} if spec is None or spec.required else {}
+        return dict.fromkeys(models, 1.0) if spec is None or spec.required else {}
     setting = parse_setting(options.weight)
     if isinstance(setting, list) and not isinstance(setting[0], dict):
         if len(setting) != len(models):

@@ -67,3 +67,17 @@ def budget_curve(points: list[dict[str, Any]], title: str, path: Path) -> None:
             axis.set_xticks(range(len(names)), names)
         axes[0].set_title(f"{title}, {points[0]['questions']} questions", color=INK)
         axes[-1].set_xlabel("thinking budget, tokens")
+
+
+def merge_by_layer(rows: list[tuple[int | None, float, float]], title: str, path: Path) -> None:
+    """Cosine and norm ratio of merged tensors to the first model's, (layer or None, cosine, ratio); see `figure`."""
+    inner = [row for row in rows if row[0] is not None]
+    with figure(path, 2, (7.0, 2.4)) as axes:
+        for axis, column, label in ((axes[0], 1, "cosine"), (axes[1], 2, "norm ratio")):
+            axis.scatter([r[0] for r in inner], [r[column] for r in inner], s=9, color=COLORS[column - 1])
+            layers = sorted({r[0] for r in inner})
+            means = [[r[column] for r in inner if r[0] == layer] for layer in layers]
+            axis.plot(layers, [sum(m) / len(m) for m in means], color=COLORS[column - 1], alpha=0.6)
+            axis.set_ylabel(f"{label} to the first")
+        axes[0].set_title(title, color=INK)
+        axes[1].set_xlabel("layer")

@@ -11,7 +11,8 @@ import torch
 from qwench.ops.chat import Chat, ChatOptions, many, right
 from qwench.ops.errors import QwenchError
 from qwench.ops.events import Finished, Produced
-from qwench.ops.models import llama_cpp
+from qwench.ops.models import decoder, llama_cpp
+from qwench.ops.models.causal import CausalDecoder
 from qwench.ops.models.generate import Generator, Request, Turn
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.load_causal import load_causal
@@ -19,6 +20,7 @@ from qwench.ops.models.rope import frequencies
 from qwench.ops.models.sampling import Sampler, Sampling
 from qwench.ops.models.thinking import THINK_STOP, Stream, Think, budget_of
 from qwench.ops.models.tokenizer import TextTokenizer
+from qwench.ops.models.weights import Weights
 
 from .tiny import SHAPE, qwen3_tokenizer, reference
 
@@ -527,3 +529,28 @@ def test_llama_cpp_refuses_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(QwenchError, match=r"llama\.cpp cannot load"):
         llama_cpp.LlamaCpp(tmp_path / "bad.gguf")
+
+
+@pytest.mark.parametrize("layout", ["fork", "stock"])
+def test_gated_models_say_what_the_published_code_says(qwench, tmp_path: Path, layout: str) -> None:
+    from safetensors.torch import load_file
+
+    folder = reference("gated-headwise")
+    expected = load_file(folder / "expected.safetensors")
+    if layout == "stock":
+        done = qwench("convert", folder, tmp_path / "stock", "--gate-layout", "stock")
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / "stock"
+    config = json.loads((folder / "config.json").read_text())
+    assert decoder.supports(config) is None
+    for row, (ids, logits) in enumerate(zip(expected["input_ids"], expected["logits"], strict=True)):
+        engine = CausalDecoder(config, Weights(folder, decoder.PREFIXES), torch.float32, slots=2)
+        got = torch.cat([engine.feed({0: ids[: n + 1].tolist()[engine.length(0) :]}) for n in range(len(ids))])
+        torch.testing.assert_close(got, logits, atol=2e-5, rtol=0)
+        if row >= len(expected["greedy"]):
+            continue
+        said, logit, greedy = ids.tolist(), got[-1], expected["greedy"][row]
+        while len(said) < len(greedy):
+            said.append(int(logit.argmax()))
+            logit = engine.feed({0: [said[-1]]})[0]
+        assert said == greedy.tolist()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"models": {"text", "checkpoint"}, "checkpoint": set(), "text": set(), "index": set(), "kernels": set()}
+FLOORS = {"models": {"text", "checkpoint"}, "merging": {"checkpoint"}}
+FLOORS |= {"checkpoint": set(), "text": set(), "index": set(), "kernels": set()}
 #: modules of ops that anyone may use
 SHARED = {"errors", "events", "settings"}
 

@@ -134,3 +134,17 @@ class Source:
         used = {f.name for f in self.files}
         found = (p for p in self.folder.iterdir() if p.is_file() and p.suffix in WEIGHT_SUFFIXES)
         return sorted(p.name for p in found if p.name not in used) if self.path.is_dir() else []
+
+
+def apart(source: Source, out: Path) -> None:
+    """The output may be neither the input nor inside it.
+
+    Raises:
+        QwenchError: it is.
+    """
+    inside = source.folder.resolve()
+    target = out.resolve()
+    if source.path.is_dir() and (target == inside or inside in target.parents):
+        raise QwenchError(f"the output lies in the input: `{out}`", "write it elsewhere; the input is never changed")
+    if target in inside.parents or any(target == f.resolve() for f in source.files):
+        raise QwenchError(f"the input lies in the output: `{out}`", "write it elsewhere; the input is never changed")

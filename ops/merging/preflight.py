@@ -27,7 +27,8 @@ def problems(first: Input, others: list[Input], sliced: bool) -> tuple[list[str]
             there = other.outputs.get(name)
             if there is None or there.shape == output.shape:
                 continue
-            words = f"`{output.name}` is {list(output.shape)} in `{first.model}` and {list(there.shape)} in `{other.model}`"
+            words = f"`{output.name}` is {list(output.shape)} in `{first.model}`"
+            words += f" and {list(there.shape)} in `{other.model}`"
             if "embed_tokens" in name or "lm_head" in name:
                 words += ": their vocabularies differ"
             hard.append(words)
@@ -55,7 +56,8 @@ def _vocabularies(first: Input, other: Input) -> list[str]:
     alone = sorted(a[1].keys() ^ b[1].keys())
     shared = set(a[1].values()) & {b[1][t] for t in alone if t in b[1]}
     if alone and shared:
-        return [f"the tokenizers of `{first.model}` and `{other.model}` give different tokens one id, such as {alone[0]!r}"]
+        both = f"`{first.model}` and `{other.model}`"
+        return [f"the tokenizers of {both} give different tokens one id, such as {alone[0]!r}"]
     return []
 
 

@@ -146,9 +146,8 @@ def _part(value: Any, where: str) -> Part:
     if unknown := [k for k in value if k not in ("model", "parameters", "layer_range")]:
         raise QwenchError(f"an entry of `{where}` has a key that is not supported: `{unknown[0]}`")
     layers = value.get("layer_range")
-    if layers is not None and not (
-        isinstance(layers, list) and len(layers) == 2 and all(isinstance(n, int) for n in layers) and layers[0] < layers[1]
-    ):
+    fits = isinstance(layers, list) and len(layers) == 2 and all(isinstance(n, int) for n in layers)
+    if layers is not None and not (fits and 0 <= layers[0] < layers[1]):
         raise QwenchError(f"not a layer_range: `{layers}`", "write [first, end]")
     return Part(_model(value["model"]) or "", tuple(layers) if layers else None, value.get("parameters") or {})
 

@@ -81,7 +81,7 @@ class Task:
         for other, there in self.inputs[1:]:
             if not same_bits(tensor, other.tensor(there)):
                 raise QwenchError(
-                    f"`{self.name}` is no floating-point tensor and differs between `{model.model}` and `{other.model}`",
+                    f"`{self.name}` is not of floats, and differs between `{model.model}` and `{other.model}`",
                     "it cannot be merged",
                 )
         yield from pieces(self.name, tensor, self.dtype, losses)

@@ -148,8 +148,8 @@ class CausalDecoder(DecoderEncoder):
         x = self._words(torch.tensor(ids, device=self.device))
         step = _Step(self, parts)
         for i, w in enumerate(self.layers):
-            q, k, v = self._qkv(w, x, cos, sin)
-            x = w["out"](step.attend(q, k, v, self._keys[i], self._values[i])).add_(x)
+            q, k, v, gate = self._qkv(w, x, cos, sin)
+            x = self._out(w, step.attend(q, k, v, self._keys[i], self._values[i]), gate).add_(x)
             x = self._mlp(w, x).add_(x)
         if not ended:
             return x[:0]

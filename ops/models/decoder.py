@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.gates import STOCK
 from .elementwise import norm_rotate, rms_norm, silu_mul
+from .gated import gated, gates_of, unknown_next
 from .linear import Linear, Maker
 from .moe import Experts, experts_of
 from .packed import Prefix, Run, attend, attend_last, positions_of, runs_of
@@ -30,6 +32,8 @@ def supports(config: dict[str, Any]) -> str | None:
         return "sliding-window attention"
     if config.get("hidden_act", "silu") != "silu":
         return f"hidden_act `{config['hidden_act']}`"
+    if config.get("model_type") == STOCK and (reason := unknown_next(config)):
+        return reason
     if rope_parameters(config).get("rope_type", "default") not in KINDS:
         return f"rope_type `{rope_parameters(config)['rope_type']}`"
     return None
@@ -55,6 +59,7 @@ class DecoderEncoder:
     def __init__(
         self, config: dict[str, Any], weights: Weights, dtype: dtype, device: str = "cpu", linear: Maker = Linear
     ) -> None:
+        import torch
 
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
@@ -65,7 +70,7 @@ class DecoderEncoder:
         self.device, self.dtype = device, dtype
         h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
         kind = config["model_type"]
-        qk_norm = kind in ("qwen3", "qwen3_moe")
+        qk_norm = kind in ("qwen3", "qwen3_moe", STOCK)
         # Qwen2 has biases on q, k and v alone, whatever its config says.
         bias = kind == "qwen2" or config.get("attention_bias", False)
         out_bias = bias and kind != "qwen2"
@@ -73,27 +78,42 @@ class DecoderEncoder:
         def take(name: str, *shape: int) -> Tensor:
             return weights.take(name, dtype, shape, device)
 
+        def norm(name: str, size: int) -> Tensor:
+            # Qwen3-Next stores the weights of its norms less one.
+            return take(name, size) + 1 if kind == STOCK else take(name, size)
+
         def joined(parts: dict[str, tuple[int, ...]]) -> Tensor:
             return weights.joined(parts, dtype, device)
 
+        def projection(at: str) -> Tensor:
+            """Queries, keys, values, and the gates below them."""
+            rows = joined({f"{at}{n}_proj.weight": (size, h) for n, size in sizes.items()})
+            return rows if order is None else rows[order]
+
         self.words = take("embed_tokens.weight", config["vocab_size"], h)
-        self.norm = take("norm.weight", h)
+        self.norm = norm("norm.weight", h)
         self.layers: list[dict[str, Any]] = []
         sizes = {"q": self.heads * d, "k": self.kv_heads * d, "v": self.kv_heads * d}
+        order = None
+        if (found := gates_of(weights.height("layers.0.self_attn.q_proj.weight"), config)) is not None:
+            sizes["q"] = len(found[0]) + len(found[1])
+            total = sum(sizes.values())
+            order = torch.tensor([*found[0], *range(sizes["q"], total), *found[1]], device=device)
+        self.gate_rows = len(found[1]) if found else 0
         for i in range(config["num_hidden_layers"]):
             at, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."
             qkv_b = joined({f"{at}{n}_proj.bias": (size,) for n, size in sizes.items()}) if bias else None
             self.layers.append(
                 {
-                    "qkv": linear(joined({f"{at}{n}_proj.weight": (size, h) for n, size in sizes.items()}), qkv_b),
-                    "qk_norm": self._qk_norm(take(f"{at}q_norm.weight", d), take(f"{at}k_norm.weight", d))
+                    "qkv": linear(projection(at), qkv_b),
+                    "qk_norm": self._qk_norm(norm(f"{at}q_norm.weight", d), norm(f"{at}k_norm.weight", d))
                     if qk_norm
                     else None,
                     "out": linear(
                         take(f"{at}o_proj.weight", h, self.heads * d), take(f"{at}o_proj.bias", h) if out_bias else None
                     ),
-                    "norm1": take(f"layers.{i}.input_layernorm.weight", h),
-                    "norm2": take(f"layers.{i}.post_attention_layernorm.weight", h),
+                    "norm1": norm(f"layers.{i}.input_layernorm.weight", h),
+                    "norm2": norm(f"layers.{i}.post_attention_layernorm.weight", h),
                 }
             )
             if kind == "qwen3_moe" and sparse(config, i):
@@ -147,13 +167,13 @@ class DecoderEncoder:
         cos, sin = self._rotary([len(ids)], prefix.length if prefix else 0)
         x, layers = self._words(ids), []
         for i, w in enumerate(self.layers):
-            q, k, v = self._qkv(w, x, cos, sin)
+            q, k, v, gate = self._qkv(w, x, cos, sin)
             before = prefix.layers[i] if prefix else None
             # Copies, so that the whole projection they are views of is not kept.
             own = (k.clone(), v.clone())
             layers.append(own if before is None else tuple(map(torch.cat, zip(before, own, strict=True))))
             if i + 1 < len(self.layers):
-                x = w["out"](attend(q, k, v, runs, causal=True, prefix=before)).add_(x)
+                x = self._out(w, attend(q, k, v, runs, causal=True, prefix=before), gate).add_(x)
                 x = self._mlp(w, x).add_(x)
         return Prefix(len(ids) + (prefix.length if prefix else 0), layers)
 
@@ -177,11 +197,19 @@ class DecoderEncoder:
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight, self.eps)
 
-    def _qkv(self, w: dict[str, Any], x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = w["qkv"](self._rms(x, w["norm1"])).unflatten(-1, (-1, self.head_dim))
+    def _qkv(
+        self, w: dict[str, Any], x: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        qkv, gate = w["qkv"](self._rms(x, w["norm1"])), None
+        if self.gate_rows:
+            qkv, gate = qkv.split((qkv.shape[-1] - self.gate_rows, self.gate_rows), dim=-1)
+        qkv = qkv.unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
         q, k = norm_rotate(qk, w["qk_norm"], self.eps, cos, sin).split((self.heads, self.kv_heads), dim=1)
-        return q, k, v
+        return q, k, v, gate
+
+    def _out(self, w: dict[str, Any], y: Tensor, gate: Tensor | None) -> Tensor:
+        return w["out"](y if gate is None else gated(y, gate, self.heads))
 
     def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
         x = self._rms(x, w["norm2"])
@@ -190,8 +218,8 @@ class DecoderEncoder:
     def _layer(
         self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, prefix: KeysValues | None = None
     ) -> Tensor:
-        q, k, v = self._qkv(w, x, cos, sin)
-        x = w["out"](attend(q, k, v, runs, causal=True, prefix=prefix)).add_(x)
+        q, k, v, gate = self._qkv(w, x, cos, sin)
+        x = self._out(w, attend(q, k, v, runs, causal=True, prefix=prefix), gate).add_(x)
         return self._mlp(w, x).add_(x)
 
     def _last_layer(
@@ -204,6 +232,7 @@ class DecoderEncoder:
         ends: Tensor,
         prefix: KeysValues | None,
     ) -> Tensor:
-        q, k, v = self._qkv(w, x, cos, sin)
-        x = w["out"](attend_last(q[ends], k, v, runs, prefix=prefix)).add_(x[ends])
+        q, k, v, gate = self._qkv(w, x, cos, sin)
+        gate = None if gate is None else gate[ends]
+        x = self._out(w, attend_last(q[ends], k, v, runs, prefix=prefix), gate).add_(x[ends])
         return self._mlp(w, x).add_(x)

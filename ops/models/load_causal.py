@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.gates import Heads, gate_kind
+from ..checkpoint.gates import STOCK
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.reader import Source
 from ..errors import QwenchError
@@ -23,7 +23,7 @@ from .tokenizer import TextTokenizer
 from .weight_only import weight_only
 from .weights import Weights
 
-FAMILIES = ("qwen2", "qwen3", "qwen3_moe", "llama")
+FAMILIES = ("qwen2", "qwen3", "qwen3_moe", "llama", STOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,6 @@ def _unknown(source: Source, config: dict[str, Any]) -> str | None:
     """Why the torch engine cannot run a checkpoint, None when it can."""
     if config.get("model_type") not in FAMILIES:
         return f"model_type `{config.get('model_type')}`"
-    q = next((i for n, i in source.infos.items() if n.endswith("layers.0.self_attn.q_proj.weight")), None)
-    if q is not None and gate_kind(q.shape[0], Heads.of(config)) is not None:
-        return "attention gates"
     return decoder.supports(config)
 
 

@@ -14,12 +14,13 @@ from .linear import Linear, Maker
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: rows up to which the kernels that read packed weights win (measured: 8 rows are slower than float32)
-FEW = 4
 GROUP = 32
 
 
 class _WeightOnly:
+    #: rows of one call of the kernel, and rows up to which it wins over unpacking the weight (both measured)
+    each: int
+    few: int
     bias: Tensor | None
     parameters: int
 
@@ -32,14 +33,18 @@ class _WeightOnly:
     def __call__(self, x: Tensor) -> Tensor:
         import torch
 
-        if len(x) <= FEW:
-            y = self._packed(x.bfloat16()).to(x.dtype)
+        if len(x) <= self.few:
+            narrow = x.bfloat16()
+            parts = [self._packed(part) for part in narrow.split(self.each)]
+            y = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
             return y if self.bias is None else y.add_(self.bias)
         return torch.nn.functional.linear(x, self._weight().to(x.dtype), self.bias)
 
 
 class Int8Weight(_WeightOnly):
     """int8 with one scale per output; x (rows, in) -> (rows, out), products in bfloat16."""
+
+    each, few = 4, 16
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         import torch
@@ -61,6 +66,8 @@ class Int8Weight(_WeightOnly):
 
 class Int4Weight(_WeightOnly):
     """4 bits with scale and offset for every 32 inputs; x (rows, in) -> (rows, out), products in bfloat16."""
+
+    each, few = 96, 96
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         import torch

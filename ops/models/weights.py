@@ -86,6 +86,10 @@ class Weights:
             at += shape[0]
         return out
 
+    def height(self, name: str) -> int:
+        """Rows of a matrix; 0 when it is not there."""
+        return self._reader.infos[self._names[name]].shape[0] if name in self._names else 0
+
     def stored_name(self, name: str) -> str | None:
         """The name in the file, prefix included; None when it is not there."""
         return self._names.get(name)
