@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..ops import settings
-from . import chat, config, convert, diff, embed, inspect, models, out, rerank, search
+from . import chat, config, convert, diff, embed, inspect, merge, models, out, rerank, search
 from .errors import boundary
 
 EPILOG = """\b
@@ -24,6 +24,7 @@ COMMANDS = [
     ("rerank", rerank.rerank, rerank.EPILOG, "Find things"),
     ("chat", chat.chat, chat.EPILOG, "Talk"),
     ("convert", convert.convert, convert.EPILOG, "Checkpoints"),
+    ("merge", merge.merge, merge.EPILOG, "Checkpoints"),
     ("inspect", inspect.inspect, inspect.EPILOG, "Checkpoints"),
     ("diff", diff.diff, diff.EPILOG, "Checkpoints"),
     ("models", models.models, models.EPILOG, "This machine"),

@@ -114,6 +114,8 @@ def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype) -> Iterator[Tensor
 
     Sums are float64 over float32 pieces. t = 0 and t = 1 are a and b to the bit.
     """
+    import torch
+
     if t in (0, 1):
         source = b if t else a
         for at in range(0, source.numel(), STEP):
@@ -125,7 +127,8 @@ def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype) -> Iterator[Tensor
         aa, bb, ab = aa + float(x.dot(x)), bb + float(y.dot(y)), ab + float(x.dot(y))
     ca, cb = coefficients(aa, bb, ab, t)
     for at in range(0, a.numel(), STEP):
-        yield a[at : at + STEP].to(dtype).mul_(ca).add_(b[at : at + STEP].to(dtype), alpha=cb)
+        # Not in place: where no cast is needed the piece is the mapped file itself.
+        yield torch.mul(a[at : at + STEP].to(dtype), ca).add_(b[at : at + STEP].to(dtype), alpha=cb)
 
 
 def coefficients(aa: float, bb: float, ab: float, t: float) -> tuple[float, float]:

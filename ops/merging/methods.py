@@ -54,7 +54,7 @@ def check(method: MergeMethod, recipe: Recipe) -> None:
     Raises:
         QwenchError: they do not.
     """
-    known = {p.name for p in method.spec.parameters}
+    known = {p.name for p in method.spec.parameters} | ({"weight"} if recipe.fold else set())
     stated = [recipe.parameters, *(s.parameters for s in recipe.slices)]
     stated += [p.parameters for s in recipe.slices for p in s.parts]
     for name in (n for parameters in stated for n in parameters):
