@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: elements of a piece: a few float32 copies of it stay in the cache of a core
-STEP = 1 << 18
+STEP = 1 << 16
 _random = threading.Lock()
 
 
@@ -112,7 +112,8 @@ def linear(job: Job, flat: list[Tensor]) -> Iterator[Tensor]:
 def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype) -> Iterator[Tensor]:
     """Spherical interpolation of the un-normalised vectors; linear where they are nearly parallel (|cos| > 0.9995).
 
-    Sums are float64 over float32 pieces. t = 0 and t = 1 are a and b to the bit.
+    Sums are float64 over pieces in `dtype`; the result is float64, so that nothing is rounded before its cast.
+    t = 0 and t = 1 are a and b to the bit.
     """
     import torch
 
@@ -128,7 +129,7 @@ def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype) -> Iterator[Tensor
     ca, cb = coefficients(aa, bb, ab, t)
     for at in range(0, a.numel(), STEP):
         # Not in place: where no cast is needed the piece is the mapped file itself.
-        yield torch.mul(a[at : at + STEP].to(dtype), ca).add_(b[at : at + STEP].to(dtype), alpha=cb)
+        yield torch.mul(a[at : at + STEP].double(), ca).add_(b[at : at + STEP].double(), alpha=cb)
 
 
 def coefficients(aa: float, bb: float, ab: float, t: float) -> tuple[float, float]:
