@@ -455,3 +455,32 @@ def test_plot_and_report(models, qwench, tmp_path: Path) -> None:
     assert math.isclose(row["cosine"], float(torch.cosine_similarity(x, y, 0)), rel_tol=1e-3)
     card = (tmp_path / "o" / "README.md").read_text()
     assert "merge_method: slerp" in card and str(a) in card
+
+
+def test_an_interrupted_merge_is_gone_on_with(models, tmp_path: Path, monkeypatch) -> None:
+    from qwench.ops.checkpoint import writer
+    from qwench.ops.merging.work import Task
+
+    how = {"models": tuple(str(models["float32"][n]) for n in "ab"), "method": "linear", "threads": 1}
+    whole = merged(tmp_path / "whole", **how)
+    monkeypatch.setattr(writer, "SYNC_BYTES", 1)
+    real, count = Task.merged, 0
+
+    def failing(self, losses):
+        nonlocal count
+        count += 1
+        if count > len(whole) // 2:
+            raise OSError(28, "No space left on device")
+        yield from real(self, losses)
+
+    monkeypatch.setattr(Task, "merged", failing)
+    with pytest.raises(OSError, match="No space left"):
+        merged(tmp_path / "o", **how)
+    assert not (tmp_path / "o").exists() and (tmp_path / "o.part").exists()
+    monkeypatch.setattr(Task, "merged", real)
+    with pytest.raises(QwenchError, match="interrupted run"):
+        merged(tmp_path / "o", **how)
+    result = list(merge(MergeOptions(out=str(tmp_path / "o"), resume=True, **how)))[-1].result
+    assert 0 < result["resumed_bytes"] < result["bytes"]
+    again = shards(tmp_path / "o")
+    assert all(torch.equal(again[k], whole[k]) for k in whole)
