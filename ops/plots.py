@@ -81,3 +81,35 @@ def merge_by_layer(rows: list[tuple[int | None, float, float]], title: str, path
             axis.set_ylabel(f"{label} to the first")
         axes[0].set_title(title, color=INK)
         axes[1].set_xlabel("layer")
+
+
+def recycle_curves(runs: dict[str, list[dict[str, Any]]], losses: dict[str, float], title: str, path: Path) -> None:
+    """Training loss of every run over its tokens, smoothed, and held-out losses below; see `figure`.
+
+    Args:
+        runs: name -> rows with event `step` (tokens, loss).
+        losses: name -> held-out loss; the base's is a line across.
+    """
+    with figure(path, 2, (7.0, 2.8)) as (curves, bars):
+        for name, rows in runs.items():
+            points = [(r["tokens"], r["loss"]) for r in rows if r["event"] == "step"]
+            smooth, ys = None, []
+            for _, loss in points:
+                smooth = loss if smooth is None else 0.9 * smooth + 0.1 * loss
+                ys.append(smooth)
+            curves.plot([x / 1e3 for x, _ in points], ys, label=name)
+        curves.set_xlabel("tokens, thousands")
+        curves.set_ylabel("training loss, nats")
+        if runs:
+            curves.legend(frameon=False)
+        curves.set_title(title, color=INK)
+        names = [n for n in losses if n != "base"]
+        bars.barh(names, [losses[n] for n in names], color=COLORS[0], alpha=0.8)
+        bars.axvline(losses["base"], color=COLORS[1], label=f"base {losses['base']:.4f}")
+        low, high = min(losses.values()), max(losses.values())
+        bars.set_xlim(low - 0.3 * (high - low + 1e-3), high + 0.2 * (high - low + 1e-3))
+        for i, name in enumerate(names):
+            bars.text(losses[name], i, f" {losses[name]:.4f}", va="center", color=INK, fontsize=9)
+        bars.invert_yaxis()
+        bars.set_xlabel("held-out loss, nats a token")
+        bars.legend(frameon=False, loc="lower right")

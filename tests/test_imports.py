@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {"models": {"text", "checkpoint"}, "merging": {"checkpoint"}}
+FLOORS |= {"recycling": {"models", "checkpoint", "text"}}
 FLOORS |= {"checkpoint": set(), "text": set(), "index": set(), "kernels": set()}
 #: modules of ops that anyone may use
 SHARED = {"errors", "events", "settings"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import QwenchError
 from .cast import Losses
 from .gguf_blocks import BLOCKS
-from .tensors import NAMES
+from .tensors import NAMES, torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,13 @@ class Output:
             _, size, count, _ = BLOCKS[self.dtype]
             return prod(self.shape) // size * count
         return prod(self.shape) * NAMES[self.dtype][1]
+
+    def whole(self, losses: Losses | None = None) -> Tensor:
+        """The tensor in memory."""
+        import torch
+
+        parts = list(self.pieces(losses))
+        return (torch.cat(parts) if parts else torch.empty(0, dtype=torch_dtype(self.dtype))).view(self.shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,21 +173,11 @@ def _torch(shard: Shard, staging: Staging, losses: Losses) -> Iterator[int]:
 
     path = staging.part / shard.file
     if shard.file not in staging.done:
-        torch.save({o.name: _whole(o, losses) for o in shard.outputs}, path)
+        torch.save({o.name: o.whole(losses) for o in shard.outputs}, path)
         sync(path)
         if all(losses.whole(o) for o in shard.outputs):
             staging.journal([shard.file])
     yield shard.nbytes
-
-
-def _whole(output: Output, losses: Losses | None) -> Tensor:
-    import torch
-
-    from .tensors import torch_dtype
-
-    parts = list(output.pieces(losses))
-    whole = torch.cat(parts) if parts else torch.empty(0, dtype=torch_dtype(output.dtype))
-    return whole.view(output.shape)
 
 
 def write_sides(plan: Plan, staging: Staging, source: Path) -> None:

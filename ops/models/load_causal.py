@@ -71,7 +71,7 @@ def load_causal(
     where = pick_device(device)
     runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason)
     long = stretched(config, context) if context > config["max_position_embeddings"] else None
-    tokenizer, files = _texts(source)
+    tokenizer, files = texts_of(source)
     running: Engine
     if runner.value == "llama.cpp":
         running = LlamaCpp(checkpoint.path, context, slots, threads, long and long["rope_parameters"])
@@ -109,7 +109,8 @@ def _torch(
     return engine, numbers
 
 
-def _texts(source: Source) -> tuple[TextTokenizer, dict[str, bytes]]:
+def texts_of(source: Source) -> tuple[TextTokenizer, dict[str, bytes]]:
+    """The tokenizer of a folder or a GGUF file, and the files that say how to chat, by name."""
     if not isinstance(source.reader, GgufReader):
         return TextTokenizer.load(source.folder), chat_files(source.folder)
     files = source.reader.sides()

@@ -1,0 +1,1 @@
+"""Turning a decoder into parallel streams: data, training, measuring, saving."""
