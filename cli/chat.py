@@ -70,6 +70,7 @@ def chat(
     continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
     context: Annotated[int, typer.Option(min=0, help="Context in tokens, 0 for the model's; more is YaRN.")] = 0,
     quantize: Annotated[str, typer.Option(help="none, int8 or int4 weights, on the CPU.")] = "none",
+    streams: Annotated[int, typer.Option(min=0, help="Parallel streams of a ParScale model; 0 for its own.")] = 0,
     engine: Annotated[str, typer.Option(help="torch, llama.cpp (for .gguf files), or auto.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -108,6 +109,7 @@ def chat(
         quantize=quantize,
         engine=engine,
         threads=threads,
+        streams=streams,
     )
     if prompts is None and (sweep or plot):
         raise QwenchError(f"{'--sweep' if sweep else '--plot'} needs questions", "name them: --prompts FILE", 2)

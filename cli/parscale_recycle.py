@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import ExitCode
-from .options import Device, Dtype, DryRun, Json, Offline, Quiet, Revision, Threads, Verbose, complete_model
+from .options import Device, DryRun, Dtype, Json, Offline, Quiet, Revision, Threads, Verbose, complete_model
 from .out import Out, clock, size, start
 
 EPILOG = """\b
@@ -178,7 +178,8 @@ def _apart(row: dict[str, Any]) -> str:
     if "single" not in row:
         return ""
     single = "/".join(f"{x:.3f}" for x in row["single"])
-    return f"; streams alone {single}, evenly {row['uniform']:.4f}, entropy {row['entropy']:.3f}, cosine {row['cosine']:.3f}"
+    mix = f"evenly {row['uniform']:.4f}, entropy {row['entropy']:.3f}, cosine {row['cosine']:.3f}"
+    return f"; streams alone {single}, {mix}"
 
 
 def _planned(plan: dict[str, Any]) -> str:

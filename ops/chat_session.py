@@ -28,6 +28,7 @@ class ChatOptions:
         think_budget: -1, 0, a number of tokens, or minimal, low, medium, high.
         sampling: fields of Sampling that were asked for; the others take the mode's published default.
         seed: None draws one, which the result tells.
+        streams: of a ParScale checkpoint, 0 for its own number.
         context: in tokens, 0 for the model's own.
     """
 
@@ -51,6 +52,7 @@ class ChatOptions:
     quantize: str = "none"
     engine: str = "auto"
     threads: int = 0
+    streams: int = 0
 
 
 class Chat:
@@ -99,6 +101,7 @@ class Chat:
             slots=o.slots,
             engine=o.engine,
             threads=threads.value,
+            streams=o.streams,
         )
         for name, choice in (
             ("engine", self.loaded.runner),

@@ -24,7 +24,7 @@ from .tensors import NAMES
 from .torch_reader import TorchReader
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 #: bytes between two syncs with a line in the journal: what a kill loses at most, per worker
 SYNC_BYTES = 256 << 20

@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class Part:
     """Tokens of one slot in a pass: `count` of them from `start` of the pack, after `past` that are cached."""
 
     slot: int
@@ -60,7 +60,13 @@ class _Part:
 
 
 class CausalDecoder(DecoderEncoder):
-    """A decoder with its language head and caches of keys and values, (slots, kv_heads, capacity, head_dim) a layer."""
+    """A decoder with its language head and caches of keys and values, (slots, kv_heads, capacity, head_dim) a layer.
+
+    Attributes:
+        streams: rows of every token; a slot has as many in the cache, one after the other.
+    """
+
+    streams = 1
 
     def __init__(
         self,
@@ -99,7 +105,8 @@ class CausalDecoder(DecoderEncoder):
         held = max(self._lengths[a], self._lengths[b])
         with torch.inference_mode():
             for cache in (*self._keys, *self._values):
-                cache[[a, b], :, :held] = cache[[b, a], :, :held]
+                rows = cache.unflatten(0, (self.slots, self.streams))
+                rows[[a, b], :, :, :held] = rows[[b, a], :, :, :held]
         self._lengths[a], self._lengths[b] = self._lengths[b], self._lengths[a]
 
     def feed(self, new: dict[int, list[int]]) -> Tensor:
@@ -123,7 +130,7 @@ class CausalDecoder(DecoderEncoder):
                     piece = queue[slot][:room]
                     if not piece:
                         break
-                    parts.append(_Part(slot, self._lengths[slot], at, len(piece)))
+                    parts.append(Part(slot, self._lengths[slot], at, len(piece)))
                     ids, at, room = ids + piece, at + len(piece), room - len(piece)
                     queue[slot] = queue[slot][len(piece) :]
                 ended = [p for p in parts if not queue[p.slot]]
@@ -135,7 +142,7 @@ class CausalDecoder(DecoderEncoder):
                     self._lengths[part.slot] += part.count
             return torch.stack([last[slot] for slot in new])
 
-    def _pass(self, ids: list[int], parts: list[_Part], ended: list[_Part]) -> Tensor:
+    def _pass(self, ids: list[int], parts: list[Part], ended: list[Part]) -> Tensor:
         """One run over the layers; logits after the last token of each of `ended`."""
         import torch
 
@@ -144,18 +151,31 @@ class CausalDecoder(DecoderEncoder):
             at = torch.tensor([p.past for p in parts], device=self.device)
         else:
             at = torch.cat([torch.arange(p.past, p.past + p.count, device=self.device) for p in parts])
-        cos, sin = (table[at].unsqueeze(1) for table in cos_sin)
-        x = self._words(torch.tensor(ids, device=self.device))
-        step = _Step(self, parts)
+        cos, sin = (self._spread(table[at]).unsqueeze(1) for table in cos_sin)
+        x = self._spread(self._words(torch.tensor(ids, device=self.device)))
+        step = self._step(parts)
         for i, w in enumerate(self.layers):
             q, k, v, gate = self._qkv(w, x, cos, sin)
             x = self._out(w, step.attend(q, k, v, self._keys[i], self._values[i]), gate).add_(x)
             x = self._mlp(w, x).add_(x)
         if not ended:
             return x[:0]
-        if len(ended) < len(x):
-            x = x[torch.tensor([p.start + p.count - 1 for p in ended], device=self.device)]
-        return self.head(self._rms(x, self.norm)).float()
+        if len(ended) < len(ids):
+            last = torch.tensor([p.start + p.count - 1 for p in ended], device=self.device)
+            x = x.unflatten(0, (-1, self.streams))[last].flatten(0, 1)
+        return self.head(self._summed(self._rms(x, self.norm))).float()
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Rows of tokens, (T, ...), as rows of all their streams, (T * streams, ...)."""
+        return x if self.streams == 1 else x.repeat_interleave(self.streams, 0)
+
+    def _summed(self, x: Tensor) -> Tensor:
+        """Streams of tokens after the final norm, (T * streams, h), as one row each."""
+        return x
+
+    def _step(self, parts: list[Part]) -> Step:
+        """Attention of one pass."""
+        return Step(self, parts)
 
     def _rotary_table(self) -> tuple[Tensor, Tensor]:
         """cos and signed sin of every position there is room for, (capacity, head_dim)."""
@@ -183,7 +203,9 @@ class CausalDecoder(DecoderEncoder):
             for i, old in enumerate(caches):
                 # Zeros: a masked place still takes part in the product, and must not hold NaN.
                 new = torch.zeros(
-                    (self.slots, self.kv_heads, capacity, self.head_dim), dtype=self.dtype, device=self.device
+                    (self.slots * self.streams, self.kv_heads, capacity, self.head_dim),
+                    dtype=self.dtype,
+                    device=self.device,
                 )
                 if held:
                     new[:, :, :held] = old[:, :, :held]
@@ -191,10 +213,10 @@ class CausalDecoder(DecoderEncoder):
         self._capacity = capacity
 
 
-class _Step:
+class Step:
     """Attention of one pass, prepared once for all layers."""
 
-    def __init__(self, model: CausalDecoder, parts: list[_Part]) -> None:
+    def __init__(self, model: CausalDecoder, parts: list[Part]) -> None:
         import torch
 
         self.parts, self.kv_heads = parts, model.kv_heads

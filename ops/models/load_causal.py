@@ -18,6 +18,7 @@ from .chat_template import ChatTemplate, chat_files
 from .device import Choice, pick_device, pick_dtype
 from .hub import Checkpoint
 from .llama_cpp import LlamaCpp, pick_engine
+from .parallel import ParallelDecoder, base_config, choose_streams
 from .rope import stretched
 from .tokenizer import TextTokenizer
 from .weight_only import weight_only
@@ -54,6 +55,7 @@ def load_causal(
     slots: int = 1,
     engine: str = "auto",
     threads: int = 0,
+    streams: int = 0,
 ) -> Chatty:
     """Load a decoder for writing.
 
@@ -61,12 +63,19 @@ def load_causal(
         context: longer than the model's own: static YaRN; 0 for its own.
         slots: sequences at a time.
         engine: torch, llama.cpp or auto.
+        streams: of a ParScale checkpoint, 0 for its own number, 1 for the decoder without them.
 
     Raises:
         QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
     """
     source = Source(checkpoint.path)
-    config = source.config()
+    parallel = source.config()
+    config = base_config(parallel)
+    if streams > 1 and config is parallel:
+        raise QwenchError(
+            f"the model has one stream, and {streams} are asked for: `{checkpoint.name}`",
+            f"make them: qwench parscale-recycle {checkpoint.name} OUT --streams {streams}",
+        )
     reason = _unknown(source, config)
     where = pick_device(device)
     runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason)
@@ -80,7 +89,7 @@ def load_causal(
     elif reason:
         raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
     else:
-        running, numbers = _torch(checkpoint, long or config, where.value, dtype, quantize, slots)
+        running, numbers = _torch(checkpoint, long or config, where.value, dtype, quantize, slots, streams)
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
 
 
@@ -92,17 +101,25 @@ def _unknown(source: Source, config: dict[str, Any]) -> str | None:
 
 
 def _torch(
-    checkpoint: Checkpoint, config: dict[str, Any], device: str, dtype: str, quantize: str, slots: int
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    device: str,
+    dtype: str,
+    quantize: str,
+    slots: int,
+    streams: int,
 ) -> tuple[CausalDecoder, Choice]:
     import torch
 
     weights = Weights(checkpoint.path, decoder.PREFIXES)
+    config = choose_streams(checkpoint.path, config, weights, streams)
     numbers = pick_dtype(dtype, device, weights.stored_dtype)
     if quantize != "none" and dtype == "auto":
         numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
     linear = weight_only(quantize, device)
     try:
-        engine = CausalDecoder(config, weights, getattr(torch, numbers.value), device, linear, slots)
+        kind = ParallelDecoder if config.get("parscale_n", 1) > 1 else CausalDecoder
+        engine = kind(config, weights, getattr(torch, numbers.value), device, linear, slots)
     except KeyError as error:
         raise QwenchError(f"the config lacks {error}: `{checkpoint.path}`", "download or copy it again") from error
     weights.close(decoder.UNUSED)

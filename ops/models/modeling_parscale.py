@@ -26,10 +26,10 @@ from transformers import (
     Qwen2Model,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     Qwen3MoeModel,
-    Qwen3Model,
 )
 from transformers import initialization as init
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, sdpa_mask

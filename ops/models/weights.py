@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,10 @@ class Weights:
         if rows and max(rows) >= len(stored):
             raise QwenchError(f"weight `{self._names[name]}` has {len(stored)} rows, and row {max(rows)} is needed")
         return stored[rows].float()
+
+    def discard(self, unwanted: Callable[[str], bool]) -> None:
+        """Take names from the account that are not wanted here, and not wrong to be there."""
+        self._names = {bare: name for bare, name in self._names.items() if not unwanted(bare)}
 
     def close(self, unused: Iterable[str] = ()) -> list[str]:
         """End of loading. Returns the names left aside on purpose (those that start with one of `unused`).
