@@ -87,7 +87,7 @@ def chat(
     from ..ops.errors import QwenchError
 
     asked = {name: value for name, value in locals().items() if name in SAMPLING and value is not None}
-    streams = out.start(json, quiet, verbose)
+    shown = out.start(json, quiet, verbose)
     options = op.ChatOptions(
         model=model,
         revision=revision,
@@ -118,18 +118,18 @@ def chat(
             raise QwenchError("--prompts and a prompt do not go together", "leave one out", ExitCode.USAGE)
         rows = enumerate(_lines(prompts), 1)
         if sweep is None:
-            streams.run(op.many(options, rows), streams.document)
+            shown.run(op.many(options, rows), shown.document)
             return
         where = Path(plot) if plot else None
         budgets = [b.strip() for b in sweep.split(",") if b.strip()]
         if not json:
-            streams.data(SWEEP)
+            shown.data(SWEEP)
         events = op.sweep(options, rows, budgets, answer_field, where)
-        result = streams.run(events, None if json else lambda row: streams.data(_point(row)))
+        result = shown.run(events, None if json else lambda row: shown.data(_point(row)))
         if json:
-            streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
+            shown.document(result | {"choices": shown.choices, "warnings": shown.warnings})
         elif where:
-            streams.talk(f"drawn: {where}")
+            shown.talk(f"drawn: {where}")
         return
     session = op.Chat(options)
     words = list(prompt or ())
@@ -138,7 +138,7 @@ def chat(
     text = "\n".join(sys.stdin.read() if w == "-" else w for w in words).strip("\n") if words else None
     if text is not None and not text.strip():
         raise QwenchError("the prompt is empty", "give a prompt, or pipe one in", ExitCode.USAGE)
-    streams.run(session.load())
+    shown.run(session.load())
     transcript = Path(continue_) if continue_ else None
     if transcript and transcript.exists():
         session.open(transcript)

@@ -169,7 +169,14 @@ class _ParallelStep(Step):
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp: q (B, heads, n, d), k, v (B, kv_heads, m, d) -> (B, heads, n, d), (B, heads, n)."""
+    """Attention and its log-sum-exp.
+
+    Args:
+        q: (B, heads, n, d); k, v: (B, kv_heads, m, d); mask: bool, broadcast to (B, heads, n, m), True is seen.
+
+    Returns:
+        (B, heads, n, d) and (B, heads, n).
+    """
     import torch
 
     if q.device.type == "cpu":
