@@ -142,13 +142,13 @@ def chat(
     transcript = Path(continue_) if continue_ else None
     if transcript and transcript.exists():
         session.open(transcript)
-    show = _Show(streams, not hide_thinking)
+    show = _Show(shown, not hide_thinking)
     if text is not None:
         show.turn(session, text)
         if transcript:
             session.save(transcript)
         return
-    _session(streams, session, show, transcript)
+    _session(shown, session, show, transcript)
 
 
 #: head of the table that --sweep prints
