@@ -27,7 +27,7 @@ def parameters(command: Callable[..., Any]) -> dict[str, Any]:
 
 
 def config(json: Json = False) -> None:
-    """Show every setting with its value and origin, and the folders.
+    """Show every setting, its value and origin; folders too.
 
     Flags win over QWENCH_* variables, those over the config file, and that over the defaults.
     """

@@ -46,9 +46,10 @@ def parscale_law(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Fit the parallel scaling law, predict with it, weigh streams against parameters.
+    """Weigh parallel streams against parameters.
 
-    Memory and latency are modelled from bandwidth and throughput, never measured.
+    Fits the parallel scaling law and predicts with it. Memory and latency are modelled from bandwidth and throughput,
+    never measured.
     """
     from ..ops import parscale_law as op
 
@@ -128,6 +129,8 @@ def _predictions(r: dict[str, Any]) -> str:
         )
     lines = [f"{r['model']['name']}: {r['model']['parameters']:,.0f} parameters without embeddings", *_table(rows)]
     for p in r["predictions"]:
+        if p["fits"] is False:
+            lines.append(f"P={p['streams']}: {size(p['memory'])} do not fit into {size(r['device']['memory'])}")
         if p["memory_ratio"]:
             line = f"P={p['streams']}: the wider model of the same loss adds {p['memory_ratio']:.1f} times the memory"
             lines.append(line + (f", {p['seconds_ratio']:.1f} times the time" if p["seconds_ratio"] else ""))

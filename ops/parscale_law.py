@@ -9,6 +9,7 @@ from typing import Any
 
 from .errors import QwenchError
 from .events import Advanced, Chose, Event, Events, Finished, Started, Warned
+from .models.hub import PACKAGED, resolve
 from .models.parscale_size import (
     PREFIX_TOKENS,
     Shape,
@@ -33,7 +34,8 @@ class LawOptions:
 
     Attributes:
         points: file of points; empty takes the published ones of `corpus`.
-        predict: a number of parameters without embeddings, a model folder, a config.json or a .gguf; empty for none.
+        predict: a number of parameters without embeddings, a model folder, a config.json, a .gguf or a packaged name;
+            empty for none.
         streams: the P to predict.
         device: a name of the table, a torch device to measure, or empty.
         bandwidth, flops: GB/s and TFLOP/s that stand in for a device's; None for the device's own.
@@ -129,6 +131,8 @@ def _target(predict: str) -> tuple[Shape | None, float | None, str]:
     if not predict:
         return None, None, ""
     path = Path(predict).expanduser()
+    if predict in PACKAGED and not path.exists():
+        path = resolve(predict).path
     if not path.exists():
         try:
             count = number(predict)

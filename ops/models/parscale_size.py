@@ -192,12 +192,12 @@ class Cost:
         return max(self.flops / throughput, self.bytes / bandwidth)
 
 
-def _matmul(s: Shape) -> float:
+def matmul_flops(s: Shape) -> float:
     """FLOPs of the matrices of all layers for one token of one stream."""
     return 2 * base_parameters(s).active
 
 
-def _aggregate(s: Shape, streams: int) -> float:
+def aggregate_flops(s: Shape, streams: int) -> float:
     """FLOPs of the aggregator for one token: 2 P H H + 2 H P + 2 P H."""
     return 0 if streams == 1 else 2 * streams * s.hidden * s.hidden + 4 * streams * s.hidden
 
@@ -233,8 +233,8 @@ def decode_cost(
     s = _shape(config)
     seen = context + 1 + (prefix_tokens if streams > 1 else 0)
     rows = streams * batch
-    flops = rows * (_matmul(s) + 4 * s.layers * s.heads * s.head_dim * seen)
-    flops += batch * (_aggregate(s, streams) + 2 * s.vocab * s.hidden)
+    flops = rows * (matmul_flops(s) + 4 * s.layers * s.heads * s.head_dim * seen)
+    flops += batch * (aggregate_flops(s, streams) + 2 * s.vocab * s.hidden)
     moved = _weights_read(s, streams, rows) * weight_bytes + batch * s.hidden * weight_bytes
     return Cost(flops, moved + 2 * s.layers * rows * seen * s.kv_heads * s.head_dim * cache_bytes)
 
@@ -257,8 +257,8 @@ def prefill_cost(
     prefix = prefix_tokens if streams > 1 else 0
     rows = streams * batch
     pairs = tokens * prefix + tokens * (tokens + 1) / 2
-    flops = rows * (tokens * _matmul(s) + 4 * s.layers * s.heads * s.head_dim * pairs)
-    flops += batch * (_aggregate(s, streams) + 2 * s.vocab * s.hidden)
+    flops = rows * (tokens * matmul_flops(s) + 4 * s.layers * s.heads * s.head_dim * pairs)
+    flops += batch * (aggregate_flops(s, streams) + 2 * s.vocab * s.hidden)
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     inner = s.intermediate if not s.sparse else s.active * s.expert_width
     between = s.layers * (4 * s.hidden + 2 * q + 2 * kv + 3 * inner) * 2

@@ -13,7 +13,9 @@ from .parscale_size import (
     TRAINED,
     Shape,
     added_of,
+    aggregate_flops,
     base_parameters,
+    matmul_flops,
     shape_of,
 )
 
@@ -102,11 +104,11 @@ def training_cost(
 
 def _flops(s: Shape, streams: int, seq_len: int, everything: bool, checkpointing: bool, prefix_tokens: int) -> float:
     """FLOPs of forward and backward for one token of text."""
-    matrices = streams * 2 * base_parameters(s).active
+    matrices = streams * matmul_flops(s)
     seen = (seq_len + 1) / 2 + (prefix_tokens if streams > 1 else 0)
     attention = streams * 4 * s.layers * s.heads * s.head_dim * seen
     head = 2 * s.vocab * s.hidden
-    aggregator = 2 * streams * s.hidden * s.hidden + 4 * streams * s.hidden if streams > 1 else 0
+    aggregator = aggregate_flops(s, streams)
     again = matrices + attention if checkpointing else 0
     return (3 if everything else 2) * (matrices + head) + 3 * (attention + aggregator) + again
 
