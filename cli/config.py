@@ -27,7 +27,7 @@ def parameters(command: Callable[..., Any]) -> dict[str, Any]:
 
 
 def config(json: Json = False) -> None:
-    """Show every setting with its value and origin, and the folders.
+    """Show every setting, its value and origin; folders too.
 
     Flags win over QWENCH_* variables, those over the config file, and that over the defaults.
     """
@@ -53,7 +53,8 @@ def config(json: Json = False) -> None:
 
 def variables(command: str, key: str) -> tuple[str, ...]:
     """The environment variables of a setting, the stronger one first."""
-    own, shared = f"QWENCH_{command.upper()}_{key.upper()}", f"QWENCH_{key.upper()}"
+    # A shell has no names with hyphens.
+    own, shared = f"QWENCH_{command.upper().replace('-', '_')}_{key.upper()}", f"QWENCH_{key.upper()}"
     # `search` takes its model from the index; a shared default would only contradict it.
     return (own,) if (command, key) == ("search", "model") else (own, shared)
 

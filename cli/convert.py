@@ -53,7 +53,7 @@ def convert(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert a checkpoint: format, dtype, shards, names, heads.
+    """Change a checkpoint's format, dtype, shards, names.
 
     The input is never changed. The output appears whole, or as OUT.part that --resume goes on with.
     """

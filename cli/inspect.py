@@ -24,7 +24,7 @@ def inspect(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what is in a checkpoint, from its headers and config alone."""
+    """Say what is in a checkpoint, without loading it."""
     from ..ops import inspect as op
 
     streams = start(json, quiet, verbose)

@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from ..ops import settings
-from . import chat, config, convert, diff, embed, inspect, merge, models, out, parscale_recycle, rerank, search
+from . import (
+    chat,
+    config,
+    convert,
+    diff,
+    embed,
+    inspect,
+    merge,
+    models,
+    out,
+    parscale_law,
+    parscale_recycle,
+    rerank,
+    search,
+)
 from .errors import boundary
 
 EPILOG = """\b
@@ -25,9 +39,10 @@ COMMANDS = [
     ("chat", chat.chat, chat.EPILOG, "Talk"),
     ("convert", convert.convert, convert.EPILOG, "Checkpoints"),
     ("merge", merge.merge, merge.EPILOG, "Checkpoints"),
-    ("parscale-recycle", parscale_recycle.parscale_recycle, parscale_recycle.EPILOG, "Checkpoints"),
     ("inspect", inspect.inspect, inspect.EPILOG, "Checkpoints"),
     ("diff", diff.diff, diff.EPILOG, "Checkpoints"),
+    ("parscale-recycle", parscale_recycle.parscale_recycle, parscale_recycle.EPILOG, "Streams"),
+    ("parscale-law", parscale_law.parscale_law, parscale_law.EPILOG, "Streams"),
     ("models", models.models, models.EPILOG, "This machine"),
     ("config", config.config, config.EPILOG, "This machine"),
 ]

@@ -47,7 +47,7 @@ def merge(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Merge checkpoints: slerp, linear, ties and the rest of mergekit.
+    """Merge checkpoints by slerp, linear, ties and the rest.
 
     Every tensor is merged, copied or named as dropped; an input is never written into.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,3 +113,42 @@ def recycle_curves(runs: dict[str, list[dict[str, Any]]], losses: dict[str, floa
         bars.invert_yaxis()
         bars.set_xlabel("held-out loss, nats a token")
         bars.legend(frameon=False, loc="lower right")
+
+
+def scaling_curves(
+    points: list[tuple[float, int, float]],
+    marks: list[tuple[float, int, float]],
+    loss: Callable[[float, int], float],
+    title: str,
+    path: Path,
+) -> None:
+    """Points (parameters, streams, loss), a law's curve for each number of streams, rings for predictions; `figure`."""
+    everything = points + marks
+    streams = sorted({p for _, p, _ in everything})
+    low, high = min(n for n, _, _ in everything), max(n for n, _, _ in everything)
+    sizes = [low * 0.85 * (high / low / 0.72) ** (i / 100) for i in range(101)]
+    with figure(path, 1, (7.0, 4.2)) as (axis,):
+        for i, p in enumerate(streams):
+            color = COLORS[i % len(COLORS)]
+            axis.plot(sizes, [loss(n, p) for n in sizes], color=color, linewidth=1.4, label=f"P = {p}")
+            own = [(n, value) for n, streams_of, value in points if streams_of == p]
+            axis.scatter([n for n, _ in own], [v for _, v in own], s=20, color=color)
+            own = [(n, value) for n, streams_of, value in marks if streams_of == p]
+            axis.scatter([n for n, _ in own], [v for _, v in own], s=60, facecolors="none", edgecolors=color)
+        axis.set_xscale("log")
+        ticks = [t for e in range(3, 14) for t in (10**e, 2 * 10**e, 5 * 10**e) if sizes[0] <= t <= sizes[-1]]
+        if ticks:
+            axis.set_xticks(ticks, [_count(t) for t in ticks])
+            axis.set_xticks([], minor=True)
+        axis.set_xlabel("N, parameters without embeddings" + (" (rings: predicted)" if marks else ""))
+        axis.set_ylabel("loss, nats a token")
+        axis.set_title(title, color=INK)
+        axis.legend(frameon=False, labelcolor=INK)
+
+
+def _count(number: float) -> str:
+    """2e9 as 2B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:g}{unit}"
+    return f"{number:g}"
