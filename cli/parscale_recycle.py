@@ -67,13 +67,16 @@ def parscale_recycle(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Give a decoder parallel streams (ParScale), train them, and show whether it helped.
+    """Train parallel streams over a decoder (ParScale).
 
     Exit 3 when the held-out loss did not fall.
     """
     from ..ops import parscale_recycle as op
     from ..ops.text.inputs import ReadOptions
 
+    # Under torchrun the first process speaks for all.
+    talks = op.rank() == 0
+    shown = start(json and talks, quiet or not talks, verbose and talks)
     given = {k: v for k, v in ctx.params.items() if k not in ("config", "json", "quiet", "verbose", "dry_run")}
     if config:
         given |= _from_file(ctx, Path(config), given)
@@ -89,9 +92,6 @@ def parscale_recycle(
             "tokens": _count(given["tokens"]),
         }
     )
-    # Under torchrun the first process speaks for all.
-    talks = op.rank() == 0
-    shown = start(json and talks, quiet or not talks, verbose and talks)
     if dry_run:
         plan = shown.run(op.dry_run(options))
         shown.document(plan) if json else shown.data(_planned(plan))

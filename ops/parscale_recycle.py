@@ -149,6 +149,7 @@ class Work:
         stored = next((x.dtype for x in self.plan.outputs if len(x.shape) > 1), "float32")
         self.dtype = training_dtype(options.dtype, self.device.value, stored)
         self.losses: dict[str, dict[str, Any]] = {}
+        self._lock: int | None = None
 
     def _plan(self) -> Plan:
         how = ConvertOptions(self.o.model, self.o.out, to="safetensors", layout=None)
@@ -184,6 +185,11 @@ class Work:
             except OSError:
                 raise QwenchError(f"another run is at `{self.folder}`", "wait for it to end") from None
             note.write_text(json.dumps({"plan": mark}))
+
+    def close(self) -> None:
+        """Let another run at the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
 
     def read(self) -> Iterator[Event]:
         """Fill `blocks`: from the run's folder, or from the data."""
@@ -329,11 +335,14 @@ class Work:
 
     def decoder(self) -> dict[str, Tensor]:
         """The decoder's tensors, where they were trained."""
+        from transformers.core_model_loading import revert_weight_conversion
+
         from .models.modeling_parscale import is_added
 
         if self.o.train == "added":
             return {}
-        return {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if not is_added(n)}
+        own = {n: p.detach() for n, p in self.model.named_parameters() if not is_added(n)}
+        return {n: t.cpu().clone() for n, t in revert_weight_conversion(self.model, own).items()}
 
 
 def training_dtype(asked: str, device: str, stored: str) -> Choice:
@@ -365,9 +374,16 @@ def recycle(options: RecycleOptions) -> Events:
     Raises:
         QwenchError: see `Work`, `read_blocks`, `train`; disk too small.
     """
-    begun = time.monotonic()
     work = Work(options)
     work.open_folder()
+    try:
+        yield from _recycled(work)
+    finally:
+        work.close()
+
+
+def _recycled(work: Work) -> Events:
+    begun, options = time.monotonic(), work.o
     yield from _begin(work)
     work.build()
     yield Chose("one stream", "equals the base", "the logits are the same to the bit on held-out text")

@@ -230,3 +230,48 @@ def real_texts(count: int, chars: int = 600, start: int = 0) -> list[str]:
             if piece:
                 texts.append(piece)
     return texts[start : start + count]
+
+
+def byte_tokenizer(folder: Path, end: str | None = "<|endoftext|>") -> None:
+    """A tokenizer with one token a byte, and an end-of-text token after them where there is one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([end] if end else [])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"eos_token": end} if end else {})
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
+def byte_decoder(folder: Path, kind: str = "qwen3", *, seed: int = 0, **extra: object) -> Path:
+    """A tiny random decoder over bytes: qwen2, qwen3, qwen3_moe or llama."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    shape: dict[str, object] = {
+        "vocab_size": 272,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "eos_token_id": 256,
+        "tie_word_embeddings": kind != "llama",
+    }
+    if kind.startswith("qwen3"):
+        shape["head_dim"] = 16
+    if kind == "qwen3_moe":
+        shape |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape | extra))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.15 if p.dim() > 1 else 1 + 0.1 * torch.randn_like(p))
+    model.save_pretrained(folder)
+    byte_tokenizer(folder)
+    return folder

@@ -32,6 +32,10 @@ from transformers import (
     Qwen3MoeModel,
 )
 from transformers import initialization as init
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.models.llama.modeling_llama import eager_attention_forward
@@ -78,6 +82,9 @@ def _register() -> None:
         AttentionInterface.register(PREFIXED + stock, _prefixed(stock))
         mask = _full_mask if stock == "sdpa" else ALL_MASK_ATTENTION_FUNCTIONS[stock]
         AttentionMaskInterface.register(PREFIXED + stock, mask)
+    # Experts are stored apart and held together, as in the stock class.
+    experts = get_checkpoint_conversion_mapping("qwen3_moe")
+    register_checkpoint_conversion_mapping("qwen3_moe_parscale", experts, overwrite=True)
 
 
 _register()

@@ -91,7 +91,8 @@ def give_streams(
             f"{streams} streams need as many documents to begin with, and there are {len(heads)}",
             "give more data, or --init random",
         )
-    seeds = _keys_values(model, chosen) if init == "prompts" else None
+    seeded = init == "prompts" and (streams > 1 or prefix_only)
+    seeds = _keys_values(model, chosen) if seeded else None
     model.set_streams(
         parscale_n=streams,
         parscale_n_tokens=heads.shape[1],

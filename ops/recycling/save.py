@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.cast import pieces
 from ..checkpoint.plan import Output, Plan, parse_size, shards_of
 from ..checkpoint.sidecars import as_json
+from ..errors import QwenchError
 from ..models import modeling_parscale
 from ..models.modeling_parscale import FAMILIES
 
@@ -41,7 +42,13 @@ def finish_plan(
         said: config keys of KEYS of the streams that the checkpoint is loaded with.
         added: name -> tensor of prefixes and aggregator.
         trained: name -> tensor of the decoder, where that was trained too.
+
+    Raises:
+        QwenchError: a tensor of the decoder was trained under a name that the checkpoint does not have.
     """
+    names = {o.name for o in base.outputs}
+    if trained and (lost := sorted(names ^ set(trained))):
+        raise QwenchError(f"a trained tensor does not fit the checkpoint: `{lost[0]}`", "please report it")
     base.outputs = [_trained(o, trained[o.name]) if o.name in trained else o for o in base.outputs]
     if said["parscale_n"] > 1:
         base.outputs += [_added(name, tensor) for name, tensor in added.items()]

@@ -24,6 +24,7 @@ SCHEDULES = ("wsd", "cosine")
 #: share of the steps in which the wsd schedule comes down
 DECAY = 0.2
 HISTORY, WHOLE = "history.jsonl", ".complete"
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 OUT_OF_MEMORY = ("use a smaller --batch with more --grad-accum, a smaller --seq-len, or --gradient-checkpointing",)
 
 
@@ -165,7 +166,7 @@ def _forget(path: Path, step: int) -> None:
 
 def _sentence(error: BaseException) -> BaseException:
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
+    if isinstance(error, MemoryError) or any(w in text for w in NO_MEMORY):
         return QwenchError("out of memory in training", *OUT_OF_MEMORY)
     return error
 
