@@ -40,7 +40,7 @@ def parscale_recycle(
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens of a packed sequence.")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="Sequences at a time.")] = 4,
     grad_accum: Annotated[int, typer.Option(min=1, help="Batches of a step.")] = 1,
-    lr: Annotated[float | None, typer.Option(help="Peak rate; default 1e-3, for --train all 1e-5.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak rate; default 1e-2, for --train all 1e-5.")] = None,
     schedule: Annotated[str, typer.Option(help="wsd (up, stay, down) or cosine.")] = "wsd",
     warmup: Annotated[int | None, typer.Option(min=0, help="Steps; default a twentieth.")] = None,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,

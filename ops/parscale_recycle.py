@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 INITS = ("prompts", "random", "reparam")
 TRAINS = ("added", "all")
 #: peak learning rates that went well: fresh tensors bear far more than a trained decoder
-RATES = {"added": 1e-3, "all": 1e-5}
+RATES = {"added": 1e-2, "all": 1e-5}
 
 
 @dataclass(frozen=True, slots=True)
