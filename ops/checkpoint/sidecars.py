@@ -23,12 +23,14 @@ _SKIPPED_FOLDERS = ("onnx", "openvino", "runs", "wandb", "__pycache__")
 def side_files(source: Source) -> tuple[list[str], list[str]]:
     """(relative paths to copy, relative paths left out), for a checkpoint folder; nothing for a lone file.
 
-    Weights of sub-folders that modules.json names (dense layers) go along; other weights, hidden files, checkpoints of
-    a training run and its logs do not.
+    Weights of sub-folders that modules.json names (dense layers) go along, and the adapters of parallel streams; other
+    weights, hidden files, checkpoints of a training run and its logs do not.
     """
     if not source.path.is_dir():
         return [], []
     modules = {m.get("path") for m in read_json(source.folder / "modules.json", [])} - {"", None}
+    if "parscale_n" in source.config():
+        modules.add("adapters")
     copies: list[str] = []
     left: list[str] = []
     for folder, folders, files in os.walk(source.folder):
@@ -45,7 +47,7 @@ def side_files(source: Source) -> tuple[list[str], list[str]]:
                 continue
             if inner == "." and (Path(folder) / name) in source.files:
                 continue
-            if (weight and top not in modules) or size > LARGEST:
+            if top not in modules and (weight or size > LARGEST):
                 left.append(path)
             else:
                 copies.append(path)

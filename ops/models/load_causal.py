@@ -89,7 +89,7 @@ def load_causal(
     elif reason:
         raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
     else:
-        running, numbers = _torch(checkpoint, long or config, where.value, dtype, quantize, slots, streams)
+        running, numbers = load_engine(checkpoint, long or config, where.value, dtype, quantize, slots, streams)
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
 
 
@@ -100,7 +100,7 @@ def _unknown(source: Source, config: dict[str, Any]) -> str | None:
     return decoder.supports(config)
 
 
-def _torch(
+def load_engine(
     checkpoint: Checkpoint,
     config: dict[str, Any],
     device: str,
@@ -109,6 +109,14 @@ def _torch(
     slots: int,
     streams: int,
 ) -> tuple[CausalDecoder, Choice]:
+    """The torch engine of a checkpoint, and the dtype it computes in.
+
+    Args:
+        config: of the decoder (see `base_config`); others as in `load_causal`.
+
+    Raises:
+        QwenchError: see `load_causal`.
+    """
     import torch
 
     weights = Weights(checkpoint.path, decoder.PREFIXES)

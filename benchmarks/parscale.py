@@ -1,0 +1,238 @@
+"""ParScale: decode and prefill of P streams beside P passes, a naive wrapper, and what the machine allows; one run.
+
+    python benchmarks/parscale.py                       # SmolLM2-135M and Qwen3-0.6B shapes, P 1 2 4 8, batch 1 and 4
+    python benchmarks/parscale.py --shapes 135m --streams 1,4 --batches 1
+
+Random weights in bfloat16, a prefix of 48 tokens, prompts of 512 random ids; every case runs in a process of its own.
+Ours is the engine behind `qwench chat`. `passes` is P times ours with one stream. `naive` replicates the batch in
+transformers: the same model through its own classes, prefixes copied to every row and put before the keys in each step,
+a DynamicCache; float32 and bfloat16 are both tried, and the faster one counts. `model` is max(bytes / bandwidth,
+FLOPs / peak) of one step, with the read bandwidth and the float32 peak measured in this run. The last line of standard
+output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PREFILL, STEPS, PREFIX = 512, 24, 48
+COMMON = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "eos_token_id": 0}
+SHAPES = {
+    "135m": COMMON
+    | {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
+    "0.6b": COMMON
+    | {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+    },
+}
+
+
+def threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def make(shape: str, streams: int, folder: Path) -> None:
+    """A checkpoint with random weights; one stream is the plain decoder."""
+    import torch
+    from qwench.ops.models.modeling_parscale import FAMILIES
+    from safetensors.torch import save_file
+
+    config = SHAPES[shape]
+    family = FAMILIES[config["model_type"]]
+    made = family.config_class(**{k: v for k, v in config.items() if k != "model_type"})
+    made.parscale_n, made.parscale_n_tokens, made.parscale_attn_smooth = streams, PREFIX, 0.1
+    torch.manual_seed(0)
+    model = family._from_config(made, dtype=torch.bfloat16)
+    tensors = {n: p.detach().contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    said = made.to_dict() | {"architectures": [family.__name__]}
+    (folder / "config.json").write_text(json.dumps(said, default=str))
+
+
+def prompts(batch: int) -> list[list[int]]:
+    import random
+
+    rng = random.Random(0)
+    return [[rng.randrange(100, 40_000) for _ in range(PREFILL)] for _ in range(batch)]
+
+
+def run_ours(folder: str, batch: int, dtype: str) -> tuple[float, list[float]]:
+    """(seconds of the prefill, seconds of each step)."""
+    from qwench.ops.checkpoint.reader import Source
+    from qwench.ops.models.hub import resolve
+    from qwench.ops.models.load_causal import load_engine
+    from qwench.ops.models.parallel import base_config
+
+    checkpoint = resolve(folder)
+    config = base_config(Source(Path(folder)).config())
+    engine, _ = load_engine(checkpoint, config, "cpu", dtype, "none", batch, 0)
+    engine.feed({slot: [5, 6, 7] for slot in range(batch)})
+    engine.feed({slot: [8] for slot in range(batch)})
+    for slot in range(batch):
+        engine.keep(slot, 0)
+    begun = time.perf_counter()
+    logits = engine.feed(dict(enumerate(prompts(batch))))
+    first, steps = time.perf_counter() - begun, []
+    for _ in range(STEPS):
+        ids = logits.argmax(-1).tolist()
+        begun = time.perf_counter()
+        logits = engine.feed({slot: [token] for slot, token in enumerate(ids)})
+        steps.append(time.perf_counter() - begun)
+    return first, steps
+
+
+def run_naive(folder: str, batch: int, dtype: str) -> tuple[float, list[float]]:
+    import torch
+    from qwench.ops.models.modeling_parscale import FAMILIES
+
+    kind = json.loads((Path(folder) / "config.json").read_text())["model_type"].removesuffix("_parscale")
+    model = FAMILIES[kind].from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    ids = torch.tensor(prompts(batch))
+    with torch.inference_mode():
+        model(ids[:, :8], use_cache=True)
+        begun = time.perf_counter()
+        out = model(ids, use_cache=True, logits_to_keep=1)
+        first, steps = time.perf_counter() - begun, []
+        for _ in range(STEPS):
+            token = out.logits[:, -1:].argmax(-1)
+            begun = time.perf_counter()
+            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+            steps.append(time.perf_counter() - begun)
+    return first, steps
+
+
+def child(spec: dict) -> None:
+    import torch
+
+    torch.set_num_threads(threads())
+    kind = spec.pop("kind")
+    first, steps = {"ours": run_ours, "naive": run_naive}[kind](**spec)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"prefill": first, "step": statistics.median(steps), "steps": steps, "peak": peak}))
+
+
+def machine() -> tuple[float, float]:
+    """(bytes a second that all threads read, float32 FLOP a second of a product), the best of five."""
+    import torch
+
+    torch.set_num_threads(threads())
+    values, square = torch.ones(1 << 28), torch.randn(2048, 2048)
+    read = peak = 0.0
+    for _ in range(5):
+        begun = time.perf_counter()
+        values.sum()
+        read = max(read, values.nbytes / (time.perf_counter() - begun))
+        begun = time.perf_counter()
+        square @ square
+        peak = max(peak, 2 * 2048**3 / (time.perf_counter() - begun))
+    return read, peak
+
+
+def measured(spec: dict) -> dict:
+    command = [sys.executable, __file__, "--child", json.dumps(spec)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default="135m,0.6b")
+    parser.add_argument("--streams", default="1,2,4,8")
+    parser.add_argument("--batches", default="1,4")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child")
+    args = parser.parse_args()
+    if args.child:
+        child(json.loads(args.child))
+        return
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in args.shapes.split(","):
+            streams = [int(p) for p in args.streams.split(",")]
+            for p in streams:
+                make(shape, p, Path(folder) / f"{shape}-{p}")
+            for batch in (int(b) for b in args.batches.split(",")):
+                rows += compared(shape, batch, streams, Path(folder), args.rounds)
+    print(json.dumps({"threads": threads(), "rows": rows}))
+
+
+def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: int) -> list[dict]:
+    from qwench.ops.models.parscale_size import decode_cost, prefill_cost
+
+    kinds = (("ours", "auto"), ("naive", "float32"), ("naive", "bfloat16"))
+    found: dict[tuple[int, str, str], list[dict]] = {}
+    read, peak = machine()
+    for _ in range(rounds):
+        # The cases in turn, so that a slow minute of the machine meets all of them.
+        for p in streams:
+            for kind, dtype in kinds:
+                spec = {"kind": kind, "folder": str(folder / f"{shape}-{p}"), "batch": batch, "dtype": dtype}
+                found.setdefault((p, kind, dtype), []).append(measured(spec))
+        again = machine()
+        read, peak = max(read, again[0]), max(peak, again[1])
+    print(f"\n{shape}, batch {batch}: memory read {read / 1e9:.1f} GB/s, float32 peak {peak / 1e9:.0f} GFLOP/s")
+    print("  P  step ms  of P=1  model ms  ours/model  passes/ours  naive/ours  prefill s  naive s  peak MB  naive MB")
+    rows, one = [], None
+    for p in streams:
+        mid = {k: statistics.median(r["step"] for r in found[p, *k]) for k in kinds}
+        first = {k: statistics.median(r["prefill"] for r in found[p, *k]) for k in kinds}
+        memory = {k: max(r["peak"] for r in found[p, *k]) for k in kinds}
+        naive = min(kinds[1:], key=mid.__getitem__)
+        ours, one = mid[kinds[0]], mid[kinds[0]] if one is None else one
+        step = decode_cost(SHAPES[shape], p, batch, PREFILL + STEPS / 2, 2, 4).seconds(read, peak)
+        whole = prefill_cost(SHAPES[shape], p, batch, PREFILL, 2, 4).seconds(read, peak)
+        row = {
+            "shape": shape,
+            "batch": batch,
+            "streams": p,
+            "step": ours,
+            "of_one": ours / one,
+            "model": step,
+            "over_model": ours / step,
+            "passes": p * one / ours,
+            "naive": mid[naive] / ours,
+            "naive_dtype": naive[1],
+            "prefill": first[kinds[0]],
+            "prefill_model": whole,
+            "naive_prefill": min(first[k] for k in kinds[1:]),
+            "peak": memory[kinds[0]],
+            "naive_peak": memory[naive],
+        }
+        rows.append(row)
+        print(
+            f"{p:3} {ours * 1e3:8.1f} {row['of_one']:7.2f} {step * 1e3:9.1f} {row['over_model']:11.2f}"
+            f" {row['passes']:12.2f} {row['naive']:11.2f} {row['prefill']:10.2f} {row['naive_prefill']:8.2f}"
+            f" {row['peak'] / 1e6:8.0f} {row['naive_peak'] / 1e6:9.0f}",
+            flush=True,
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
