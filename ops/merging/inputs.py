@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.layout import PREFIX
 from ..checkpoint.plan import Output, Plan
 from ..checkpoint.reader import Source
-from ..checkpoint.sidecars import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,16 +72,18 @@ class Input:
         return [f"{self.model}: {name}" for name in self.source.infos]
 
     @cached_property
-    def vocabulary(self) -> tuple[str, dict[str, int]] | None:
-        """(hash of tokenizer.json, token -> id); None where there is no such file."""
-        path: Path = self.source.folder / "tokenizer.json"
-        if not self.source.path.is_dir() or not path.is_file():
-            return None
-        found = read_json(path)
+    def tokenizer_hash(self) -> str | None:
+        """Hash of tokenizer.json; None where there is no such file."""
+        content = self.side("tokenizer.json")
+        return None if content is None else hashlib.sha256(content).hexdigest()
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """token -> id, of tokenizer.json."""
+        found = json.loads(self.side("tokenizer.json") or b"{}")
         model = found.get("model", {}).get("vocab", {})
         ids = dict(model) if isinstance(model, dict) else {entry[0]: i for i, entry in enumerate(model)}
-        ids |= {t["content"]: t["id"] for t in found.get("added_tokens", [])}
-        return hashlib.sha256(path.read_bytes()).hexdigest(), ids
+        return ids | {t["content"]: t["id"] for t in found.get("added_tokens", [])}
 
     def side(self, name: str) -> bytes | None:
         """A side file's content, None when it is not there."""

@@ -45,16 +45,17 @@ def _missing(one: Input, other: Input) -> list[str]:
 
 
 def _vocabularies(first: Input, other: Input) -> list[str]:
-    a, b = first.vocabulary, other.vocabulary
-    if a is None or b is None or a[0] == b[0]:
+    hashes = {first.tokenizer_hash, other.tokenizer_hash}
+    if None in hashes or len(hashes) == 1:
         return []
-    different = [t for t in a[1].keys() & b[1].keys() if a[1][t] != b[1][t]]
+    a, b = first.vocabulary, other.vocabulary
+    different = [t for t in a.keys() & b.keys() if a[t] != b[t]]
     if different:
         token = min(different)
-        ids = f"{a[1][token]} and {b[1][token]}"
+        ids = f"{a[token]} and {b[token]}"
         return [f"the tokenizers of `{first.model}` and `{other.model}` disagree: {token!r} is {ids}"]
-    alone = sorted(a[1].keys() ^ b[1].keys())
-    shared = set(a[1].values()) & {b[1][t] for t in alone if t in b[1]}
+    alone = sorted(a.keys() ^ b.keys())
+    shared = set(a.values()) & {b[t] for t in alone if t in b}
     if alone and shared:
         both = f"`{first.model}` and `{other.model}`"
         return [f"the tokenizers of {both} give different tokens one id, such as {alone[0]!r}"]
