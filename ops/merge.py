@@ -13,13 +13,15 @@ from .checkpoint.staging import Staging
 from .checkpoint.writer import check_room, write_sides, write_tensors
 from .errors import QwenchError
 from .events import Advanced, Events, Finished, Started, Warned
-from .merge_plan import MergeOptions as MergeOptions
-from .merge_plan import MergePlan, plan_merge, recipe_of
+from .merge_options import MergeOptions as MergeOptions
+from .merge_options import recipe_of
+from .merge_plan import MergePlan, plan_merge
 from .merging.inputs import layer_of
+from .merging.recipe import Recipe
 from .models.device import pick_threads
 
 
-def merge(options: MergeOptions, plot: Path | None = None) -> Events:
+def merge(options: MergeOptions, plot: Path | None = None, recipe: Recipe | None = None) -> Events:
     """Merge checkpoints.
 
     Yields Warned for differences that do not stop it, Advanced in bytes, and Finished with sizes, what was copied and
@@ -27,13 +29,14 @@ def merge(options: MergeOptions, plot: Path | None = None) -> Events:
 
     Args:
         plot: picture of cosine and norm ratio by layer.
+        recipe: in place of what the options ask for.
 
     Raises:
         QwenchError: models or options that do not fit, output there already, disk too small, a result not finite.
     """
     begun = time.monotonic()
-    made = plan_merge(recipe_of(options), options)
-    plan, out = made.plan, _apart(made, options)
+    made = plan_merge(recipe or recipe_of(options), options)
+    plan, out = made.plan, output_of(made, options)
     for note in plan.notes:
         yield Warned("note", note)
     files = [f for i in made.inputs.values() for f in i.source.files]
@@ -47,7 +50,7 @@ def merge(options: MergeOptions, plot: Path | None = None) -> Events:
         yield Started("merge", plan.nbytes, "B")
         for count in write_tensors(plan, staging, Losses(), pick_threads(options.threads).value, made.release):
             yield Advanced("merge", count)
-        write_sides(plan, staging, first.source.folder)
+        write_sides(plan, staging.part, first.source.folder)
         staging.commit()
     rows = made.ledger.rows
     drawn = {}
@@ -83,13 +86,13 @@ def merge(options: MergeOptions, plot: Path | None = None) -> Events:
 def dry_run(options: MergeOptions) -> Events:
     """The plan: Finished has it tensor by tensor, with the disk it needs and has."""
     made = plan_merge(recipe_of(options), options)
-    out = _apart(made, options)
+    out = output_of(made, options)
     free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else None
     said = {"schema": 1, "out": options.out, "models": made.recipe.models, "recipe": made.yaml, "free": free}
     yield Finished(said | {"shards": len(made.plan.shards)} | made.plan.to_dict())
 
 
-def _apart(made: MergePlan, options: MergeOptions) -> Path:
+def output_of(made: MergePlan, options: MergeOptions) -> Path:
     """The output, which may be neither an input nor inside one.
 
     Raises:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.layout import PREFIX

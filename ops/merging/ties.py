@@ -112,7 +112,7 @@ def _sizes(base: Tensor, tensor: Tensor) -> np.ndarray:
 
 
 def _bracketed(base: Tensor, tensor: Tensor, wanted: int) -> tuple[float, int, int] | None:
-    """(magnitude of rank `wanted`, how many that equal it stay, how many there are), in one pass; None if a guess fails.
+    """(magnitude of rank `wanted`, how many that equal it stay, and are), in one pass; None where a guess fails.
 
     A sample tells between which two magnitudes the rank lies; those in between are kept, and ranked among themselves.
     """

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.reader import Source
+from ..checkpoint.reader import Reader, Source
 from ..errors import QwenchError
 
 #: short name -> (distribution that carries the weights, file that marks the model, what it is)
@@ -38,12 +38,14 @@ class Checkpoint:
         path: folder, or .gguf file.
         kind: folder, hub, packaged or gguf.
         revision: hub commit, package version, or a hash over headers and samples of the weights.
+        reader: tensors to take in place of those in `path`.
     """
 
     name: str
     path: Path
     kind: str
     revision: str
+    reader: Reader | None = None
 
 
 def resolve(name: str, revision: str | None = None, offline: bool = False) -> Checkpoint:

@@ -67,7 +67,7 @@ def load_causal(
     """
     source = Source(checkpoint.path)
     config = source.config()
-    reason = _unknown(source, config)
+    reason = unknown(config)
     where = pick_device(device)
     runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason)
     long = stretched(config, context) if context > config["max_position_embeddings"] else None
@@ -80,23 +80,33 @@ def load_causal(
     elif reason:
         raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
     else:
-        running, numbers = _torch(checkpoint, long or config, where.value, dtype, quantize, slots)
+        running, numbers = load_decoder(checkpoint, long or config, where.value, dtype, quantize, slots)
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
 
 
-def _unknown(source: Source, config: dict[str, Any]) -> str | None:
+def unknown(config: dict[str, Any]) -> str | None:
     """Why the torch engine cannot run a checkpoint, None when it can."""
     if config.get("model_type") not in FAMILIES:
         return f"model_type `{config.get('model_type')}`"
     return decoder.supports(config)
 
 
-def _torch(
-    checkpoint: Checkpoint, config: dict[str, Any], device: str, dtype: str, quantize: str, slots: int
+def load_decoder(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    device: str,
+    dtype: str = "auto",
+    quantize: str = "none",
+    slots: int = 1,
 ) -> tuple[CausalDecoder, Choice]:
+    """The torch engine of an architecture it knows, and its dtype.
+
+    Raises:
+        QwenchError: the config or the weights are incomplete.
+    """
     import torch
 
-    weights = Weights(checkpoint.path, decoder.PREFIXES)
+    weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader)
     numbers = pick_dtype(dtype, device, weights.stored_dtype)
     if quantize != "none" and dtype == "auto":
         numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
