@@ -46,13 +46,14 @@ class Measure:
     lower: bool
     data: Pairs | str
 
-    def of(self, checkpoint: Checkpoint) -> dict[str, float]:
+    def of(self, checkpoint: Checkpoint, threads: int = 0) -> dict[str, float]:
         """All metrics of a checkpoint, computed in float32 from its stored values.
 
         Raises:
             QwenchError: it is no embedding model, or no language model; see the loaders.
         """
-        return _retrieval(checkpoint, self.data) if isinstance(self.data, Pairs) else _loss(checkpoint, self.data)
+        found = _retrieval if isinstance(self.data, Pairs) else _loss
+        return found(checkpoint, self.data, threads)
 
     def better(self, a: float, b: float) -> bool:
         """a is better than b; what is not a number is never better."""
@@ -120,10 +121,10 @@ def _texts(value: Any) -> list[str] | None:
     return found if isinstance(found, list) and all(isinstance(t, str) for t in found) else None
 
 
-def _retrieval(checkpoint: Checkpoint, pairs: Pairs) -> dict[str, float]:
+def _retrieval(checkpoint: Checkpoint, pairs: Pairs, threads: int) -> dict[str, float]:
     from .models.embedder import Embedder, EmbedSettings
 
-    model = Embedder(checkpoint, EmbedSettings(dtype="float32"))
+    model = Embedder(checkpoint, EmbedSettings(dtype="float32", threads=threads))
     limit = model.max_tokens - model.tokenizer.specials
     vectors = []
     for role, texts in (("query", pairs.queries), ("document", pairs.passages)):
@@ -160,12 +161,12 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def _loss(checkpoint: Checkpoint, text: str) -> dict[str, float]:
+def _loss(checkpoint: Checkpoint, text: str, threads: int) -> dict[str, float]:
     """Loss of every token but the first, each seen after the part of its window that is before it."""
     import torch
 
     from .checkpoint.sidecars import read_json
-    from .models.device import pick_device
+    from .models.device import pick_device, pick_threads
     from .models.load_causal import load_decoder, unknown
     from .models.tokenizer import TextTokenizer
 
@@ -175,6 +176,7 @@ def _loss(checkpoint: Checkpoint, text: str) -> dict[str, float]:
     ids = TextTokenizer.load(checkpoint.path).ids([text])[0]
     if len(ids) < 2:
         raise QwenchError("the text to measure with is shorter than two tokens")
+    torch.set_num_threads(pick_threads(threads).value)
     model, _ = load_decoder(checkpoint, config, pick_device().value, "float32")
     window = min(WINDOW, model.max_positions)
     total = 0.0

@@ -95,10 +95,10 @@ def sweep(options: MergeOptions, wanted: str, measure: str, best: bool = False, 
     yield Started("sweep", len(opened) + len(plans))
     inputs, points = [], []
     for model in opened.values():
-        inputs.append({"model": model.model} | _measured(how, model.plan, model, model.model))
+        inputs.append({"model": model.model} | _measured(how, model.plan, model, model.model, options.threads))
         yield Advanced("sweep", 1, detail=f"{how.metric} {inputs[-1][how.metric]:.4f}")
     for value, made in zip(asked.values, plans, strict=True):
-        points.append({asked.name: value} | _measured(how, made.plan, lead, f"{asked.name}={value}"))
+        points.append({asked.name: value} | _measured(how, made.plan, lead, f"{asked.name}={value}", options.threads))
         yield Advanced("sweep", 1, detail=f"{asked.name} {value}: {how.metric} {points[-1][how.metric]:.4f}")
     top, of = _best(how, points), _best(how, inputs)
     gain = (of[how.metric] - top[how.metric]) * (1 if how.lower else -1)
@@ -160,10 +160,10 @@ def _at(recipe: Recipe, name: str, value: Any) -> Recipe:
     return replace(recipe, parameters=recipe.parameters | {name: value})
 
 
-def _measured(how: Measure, plan: Plan, lead: Input, name: str) -> dict[str, float]:
+def _measured(how: Measure, plan: Plan, lead: Input, name: str, threads: int) -> dict[str, float]:
     """Metrics of what a plan would write."""
     with _sides(plan, lead) as folder:
-        return how.of(Checkpoint(name, folder, "folder", "", PlannedReader(plan)))
+        return how.of(Checkpoint(name, folder, "folder", "", PlannedReader(plan)), threads)
 
 
 @contextmanager
