@@ -105,7 +105,7 @@ def merge(
 def _sweep(
     streams: Out, options: Any, sweep: str | None, evaluate: str | None, best: bool, plot: Path | None, dry_run: bool
 ) -> None:
-    from ..ops import merge_sweep as op
+    from ..ops import merge as op
 
     if not sweep or not evaluate:
         flag = "--sweep" if sweep else "--eval" if evaluate else "--best"

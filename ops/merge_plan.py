@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,12 @@ from .convert_plan import ConvertOptions, plan_conversion
 from .errors import QwenchError
 from .merge_options import MergeOptions
 from .merging.card import model_card
-from .merging.inputs import Input, at_layer, bare, layer_of
+from .merging.inputs import Head, Input, at_layer, bare, layer_of
 from .merging.methods import bind, check, find_method, uses_base
 from .merging.preflight import notes, problems
 from .merging.recipe import Recipe, to_yaml
 from .merging.work import Ledger, Task
-from .models.hub import open_source
+from .models.hub import open_source, remote_headers
 
 if TYPE_CHECKING:
     from mergekit.merge_methods.base import MergeMethod
@@ -58,17 +58,13 @@ def plan_merge(recipe: Recipe, options: MergeOptions, opened: Mapping[str, Input
     """
     method = find_method(recipe.method)
     check(method, recipe)
+    sliced = any(p.layers for s in recipe.slices for p in s.parts)
+    if not opened:
+        _before_download(recipe, options, sliced)
     inputs = {model: (opened or {}).get(model) or _open(model, options) for model in recipe.models}
     first = inputs[recipe.slices[0].parts[0].model]
     others = [i for i in inputs.values() if i is not first]
-    sliced = any(p.layers for s in recipe.slices for p in s.parts)
-    hard, soft = problems(first, others, sliced)
-    if hard or (soft and not options.allow_mismatch):
-        found = [*hard, *soft]
-        raise QwenchError(
-            f"the models do not fit each other: {'; '.join(found)}",
-            "merge models of one family and vocabulary" if hard else "--allow-mismatch merges what fits",
-        )
+    soft = _fitting(first, others, sliced, options)
     ledger = Ledger(parse_size(options.memory))
     plan = Plan([], notes=[*first.plan.notes, *soft, *notes(first, others)])
     made = MergePlan(recipe, inputs, plan, ledger, "")
@@ -85,6 +81,38 @@ def plan_merge(recipe: Recipe, options: MergeOptions, opened: Mapping[str, Input
     plan.shards = shards_of(plan.outputs, parse_size(options.max_shard_size), "model", ".safetensors")
     plan.check([label for i in inputs.values() for label in i.inputs])
     return made
+
+
+def _fitting(first: Input | Head, others: Sequence[Input | Head], sliced: bool, options: MergeOptions) -> list[str]:
+    """What does not fit and may pass with --allow-mismatch.
+
+    Raises:
+        QwenchError: something does not fit, with all of it.
+    """
+    hard, soft = problems(first, others, sliced)
+    if hard or (soft and not options.allow_mismatch):
+        raise QwenchError(
+            f"the models do not fit each other: {'; '.join([*hard, *soft])}",
+            "merge models of one family and vocabulary" if hard else "--allow-mismatch merges what fits",
+        )
+    return soft
+
+
+def _before_download(recipe: Recipe, options: MergeOptions, sliced: bool) -> None:
+    """Compare what the headers say while a model is still on the hub, so that none is fetched in vain."""
+    if options.offline:
+        return
+    remote = {m: found for m in recipe.models if (found := remote_headers(m, options.revision))}
+    if not remote:
+        return
+    heads = []
+    for model in recipe.models:
+        if model in remote:
+            heads.append(Head.of(model, *remote[model]))
+        elif "+" not in model and Path(model).exists():
+            source = open_source(model)
+            heads.append(Head.of(model, source.config(), source.infos))
+    _fitting(heads[0], heads[1:], sliced, options)
 
 
 def _open(model: str, options: MergeOptions) -> Input:

@@ -16,10 +16,10 @@ from .checkpoint.staging import Staging
 from .checkpoint.writer import check_room, write_sides
 from .errors import QwenchError
 from .events import Advanced, Events, Finished, Started, Warned
-from .merge import merge, output_of
 from .merge_eval import Measure, parse_eval
 from .merge_options import MergeOptions, recipe_of
 from .merge_plan import plan_merge
+from .merge_run import merge, output_of
 from .merging.inputs import Input
 from .merging.methods import find_method
 from .merging.recipe import Recipe, Slice

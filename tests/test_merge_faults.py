@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from qwench.ops.errors import QwenchError
+from qwench.ops.merge_options import MergeOptions, recipe_of
+from qwench.ops.merge_plan import MergePlan, plan_merge
 from safetensors.torch import load_file, save_file
 
 from .tiny import qwen3_reranker
@@ -87,3 +90,47 @@ def test_a_gguf_file_is_an_input(qwench, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "gguf"))
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_models_on_the_hub_are_compared_before_they_are_downloaded(tmp_path: Path, monkeypatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata
+    from huggingface_hub.utils import TensorInfo as Remote
+
+    a = qwen3_reranker(tmp_path / "a")
+    asked: list[str] = []
+
+    def metadata(name: str, revision: str | None = None) -> SafetensorsRepoMetadata:
+        asked.append(name)
+        infos, at = {}, 0
+        for key, tensor in load_file(a / "model.safetensors").items():
+            shape = [*tensor.shape]
+            if name == "org/other" and key.endswith("layers.1.mlp.up_proj.weight"):
+                shape[0] += 1
+            if name == "org/other" and key.endswith("norm.weight"):
+                continue
+            infos[key] = Remote("F32", shape, (at, at + tensor.nbytes))
+        file = SafetensorsFileMetadata({}, infos)
+        return SafetensorsRepoMetadata(
+            None, False, dict.fromkeys(infos, "model.safetensors"), {"model.safetensors": file}
+        )
+
+    def downloaded(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("downloaded")
+
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *args, **kwargs: str(a / "config.json"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", downloaded)
+    for other in (str(a), "org/same"):
+        with pytest.raises(QwenchError) as caught:
+            plan_of(other, "org/other")
+        words = caught.value.message
+        assert "up_proj" in words and "lacks" in words and "input_layernorm" in words
+    with pytest.raises(RuntimeError, match="downloaded"):
+        plan_of(str(a), "org/same")
+    assert asked == ["org/other", "org/same", "org/other", "org/same"]
+
+
+def plan_of(*models: str) -> MergePlan:
+    options = MergeOptions(models, "o")
+    return plan_merge(recipe_of(options), options)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.layout import PREFIX
+from ..checkpoint.layout import LM_HEAD, PREFIX
 from ..checkpoint.plan import Output, Plan
 from ..checkpoint.reader import Source
+from ..checkpoint.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +35,23 @@ def layer_of(name: str) -> int | None:
 def at_layer(name: str, layer: int) -> str:
     """The name of the same tensor in another layer."""
     return _LAYER.sub(lambda m: f"{m[1]}{layer}{m[3]}", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the headers say of a model, for a look before it is downloaded."""
+
+    model: str
+    config: dict[str, Any]
+    outputs: dict[str, TensorInfo]
+    tokenizer_hash: str | None = None
+    vocabulary: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str, config: dict[str, Any], infos: Mapping[str, TensorInfo]) -> Head:
+        """A tied head that is stored all the same is left out: it is dropped later where it is a copy."""
+        tied = config.get("tie_word_embeddings", False)
+        return cls(model, config, {bare(n): i for n, i in infos.items() if not (tied and n == LM_HEAD)})
 
 
 class Input:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..checkpoint.sidecars import read_json
-from .inputs import Input
+from .inputs import Head, Input
 
 #: files that say how texts are put to a model
 TEXTS = ("chat_template.jinja", "config_sentence_transformers.json", "1_Pooling/config.json")
 
 
-def problems(first: Input, others: list[Input], sliced: bool) -> tuple[list[str], list[str]]:
+def problems(first: Input | Head, others: Sequence[Input | Head], sliced: bool) -> tuple[list[str], list[str]]:
     """(what cannot be merged at all, what can with --allow-mismatch), one sentence each.
 
     Args:
@@ -36,7 +38,7 @@ def problems(first: Input, others: list[Input], sliced: bool) -> tuple[list[str]
     return hard, soft
 
 
-def _missing(one: Input, other: Input) -> list[str]:
+def _missing(one: Input | Head, other: Input | Head) -> list[str]:
     names = [n for n in one.outputs if n not in other.outputs]
     if not names:
         return []
@@ -44,7 +46,7 @@ def _missing(one: Input, other: Input) -> list[str]:
     return [f"`{other.model}` lacks `{one.outputs[names[0]].name}`{more} of `{one.model}`"]
 
 
-def _vocabularies(first: Input, other: Input) -> list[str]:
+def _vocabularies(first: Input | Head, other: Input | Head) -> list[str]:
     hashes = {first.tokenizer_hash, other.tokenizer_hash}
     if None in hashes or len(hashes) == 1:
         return []
