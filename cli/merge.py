@@ -13,9 +13,8 @@ from .out import Out, clock, size, start
 EPILOG = """\b
 examples:
   qwench merge sft-a sft-b --out merged --t 0.4
-  qwench merge tuned-1 tuned-2 --base original --method ties --param density=0.5 --out merged
-  qwench merge --trajectory run --last 5 --out merged --dry-run
-  qwench merge a b --sweep t=0:1:0.1 --eval retrieval:pairs.jsonl --plot curve.png --best --out merged
+  qwench merge --trajectory run --last 5 --out merged
+  qwench merge a b --sweep t=0:1:0.1 --eval retrieval:pairs.jsonl --plot curve.png
 """
 
 
