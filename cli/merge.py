@@ -5,14 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ..ops.errors import QwenchError
+from .errors import ExitCode
 from .options import DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
-from .out import clock, size, start
+from .out import Out, clock, size, start
 
 EPILOG = """\b
 examples:
   qwench merge sft-a sft-b --out merged --t 0.4
-  qwench merge tuned-1 tuned-2 --base original --method ties --param density=0.5 --out merged
-  qwench merge --trajectory run --last 5 --out merged --dry-run
+  qwench merge --trajectory run --last 5 --out merged
+  qwench merge a b --sweep t=0:1:0.1 --eval retrieval:pairs.jsonl --plot curve.png
 """
 
 
@@ -33,7 +35,14 @@ def merge(
     max_shard_size: Annotated[str, typer.Option(help="Most bytes per file.")] = "5GB",
     memory: Annotated[str, typer.Option(help="Bytes for tensors that cannot be merged piece by piece.")] = "2GB",
     seed: Annotated[int, typer.Option(help="For dare and della, which drop at random.")] = 0,
-    plot: Annotated[str | None, typer.Option(help="Draw cosine and norm by layer into this .png.")] = None,
+    plot: Annotated[
+        str | None, typer.Option(help="Draw cosine and norm by layer, or the sweep, into this .png.")
+    ] = None,
+    sweep: Annotated[str | None, typer.Option(help="Measure at many values: t=0:1:0.1 or t=0.2,0.5.")] = None,
+    evaluate: Annotated[
+        str | None, typer.Option("--eval", help="With --sweep: retrieval:PAIRS.jsonl or ppl:TEXT.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="With --sweep: write the best one.")] = False,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Copy what one model has alone, drop the rest.")
     ] = False,
@@ -78,14 +87,58 @@ def merge(
         revision=revision,
         offline=offline,
     )
+    where = Path(plot) if plot else None
+    if sweep or evaluate or best:
+        _sweep(streams, options, sweep, evaluate, best, where, dry_run)
+        return
     if dry_run:
         plan = streams.run(op.dry_run(options))
         streams.document(plan) if json else streams.data(_planned(plan))
         return
-    result = streams.run(op.merge(options, Path(plot) if plot else None))
+    result = streams.run(op.merge(options, where))
     if json:
         streams.document(result | {"warnings": streams.warnings})
     streams.talk(_done(result))
+
+
+def _sweep(
+    streams: Out, options: Any, sweep: str | None, evaluate: str | None, best: bool, plot: Path | None, dry_run: bool
+) -> None:
+    from ..ops import merge as op
+
+    if not sweep or not evaluate:
+        flag = "--sweep" if sweep else "--eval" if evaluate else "--best"
+        raise QwenchError(f"{flag} is not all of a sweep", "give --sweep t=0:1:0.1 and --eval ppl:TEXT", code=2)
+    if dry_run:
+        raise QwenchError("--dry-run shows a plan, and a sweep has many", "leave out --sweep and --eval", code=2)
+    result = streams.run(op.sweep(options, sweep, evaluate, best, plot))
+    streams.document(result | {"warnings": streams.warnings}) if streams.json else streams.data(_points(result))
+    streams.talk(_verdict(result))
+    if result["merged"]:
+        streams.talk(_done(result["merged"]))
+    elif best:
+        streams.talk("nothing is written")
+        raise typer.Exit(ExitCode.NO)
+
+
+def _points(result: dict[str, Any]) -> str:
+    name, rows = result["parameter"], [*result["inputs"], *result["points"]]
+    heads = [name, *(k for k in rows[0] if k != "model")]
+    labels = [f"{r['model']} alone" if "model" in r else str(r[name]) for r in rows]
+    wide = max(map(len, [name, *labels]))
+    lines = [heads[0].ljust(wide) + "".join(f"  {h:>14}" for h in heads[1:])]
+    for row, label in zip(rows, labels, strict=True):
+        mark = "  best" if row is result["best"] else ""
+        lines.append(label.ljust(wide) + "".join(f"  {row[h]:>14.4f}" for h in heads[1:]) + mark)
+    return "\n".join(lines)
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    name, metric, best, other = (result[k] for k in ("parameter", "metric", "best", "best_input"))
+    words = f"best at {name} {best[name]}: {metric} {best[metric]:.4f}"
+    if result["gain"] > 0:
+        return f"{words}, better by {result['gain']:.4f} than `{other['model']}` alone ({other[metric]:.4f})"
+    return f"no gain: {words}, and `{other['model']}` alone has {other[metric]:.4f}"
 
 
 def _planned(plan: dict[str, Any]) -> str:

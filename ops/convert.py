@@ -66,7 +66,7 @@ def convert(options: ConvertOptions) -> Events:
             raise QwenchError(
                 f"a tensor holds NaN: `{sorted(losses.nan)[0]}`", "the model is damaged; --allow-nan converts it anyway"
             )
-        write_sides(plan, staging, source.folder)
+        write_sides(plan, staging.part, source.folder)
         if options.verify == "bits":
             yield Started("verify", plan.nbytes, "B")
             for name, count, same in verify_bits(plan, staging.part):

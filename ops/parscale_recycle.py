@@ -578,6 +578,6 @@ def _write(work: Work, kept: dict[int, dict[str, Tensor]], result: dict[str, Any
         yield Started("write", plan.nbytes, "B")
         for count in write_tensors(plan, staging, Losses(), pick_threads(o.threads).value, work.source.reader.release):
             yield Advanced("write", count)
-        write_sides(plan, staging, work.source.folder)
+        write_sides(plan, staging.part, work.source.folder)
         staging.commit()
     shutil.rmtree(work.folder)

@@ -152,3 +152,27 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:g}{unit}"
     return f"{number:g}"
+
+
+def sweep_curve(
+    points: list[dict[str, Any]],
+    inputs: list[dict[str, Any]],
+    name: str,
+    metric: str,
+    title: str,
+    path: Path,
+) -> None:
+    """A metric against a parameter's values, with a line for each model alone; see `figure`."""
+    values = [p[name] for p in points]
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    places = values if numbers else list(range(len(values)))
+    with figure(path, 1, (7.0, 3.6)) as (axis,):
+        axis.plot(places, [p[metric] for p in points], marker="o", color=COLORS[0], label=title)
+        for i, row in enumerate(inputs, 1):
+            label = f"{Path(row['model']).name or row['model']} alone"
+            axis.axhline(row[metric], linestyle="--", linewidth=1.2, color=COLORS[i % len(COLORS)], label=label)
+        if not numbers:
+            axis.set_xticks(places, [str(v) for v in values])
+        axis.set_xlabel(name)
+        axis.set_ylabel(metric.replace("_", " "))
+        axis.legend(frameon=False, labelcolor=INK)

@@ -76,7 +76,7 @@ def _rewritten(source: Source, out: Path, gate_layout: str | None) -> None:
     with Staging(out, plan.fingerprint(""), files=plan.files) as staging:
         for _ in write_tensors(plan, staging, Losses(), pick_threads().value, source.reader.release):
             pass
-        write_sides(plan, staging, source.folder)
+        write_sides(plan, staging.part, source.folder)
         staging.commit()
 
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwench.ops.errors import QwenchError
 from qwench.ops.merge import MergeOptions, merge
-from qwench.ops.merge_plan import MergePlan, plan_merge, recipe_of
+from qwench.ops.merge_options import recipe_of
+from qwench.ops.merge_plan import MergePlan, plan_merge
 from qwench.ops.merging.kernels import Job, slerp
 from qwench.ops.merging.methods import find_method
 from qwench.ops.merging.settings import evaluate, parse_setting

@@ -180,10 +180,10 @@ def _torch(shard: Shard, staging: Staging, losses: Losses) -> Iterator[int]:
     yield shard.nbytes
 
 
-def write_sides(plan: Plan, staging: Staging, source: Path) -> None:
-    """Side files and, where there are several shards, the index."""
+def write_sides(plan: Plan, folder: Path, source: Path) -> None:
+    """Side files into `folder` and, where there are several shards, the index."""
     for name in plan.copies:
-        target = staging.part / name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target)
     sides = dict(plan.side)
@@ -194,7 +194,7 @@ def write_sides(plan: Plan, staging: Staging, source: Path) -> None:
         index = {"metadata": {"total_size": plan.nbytes}, "weight_map": dict(sorted(weight_map.items()))}
         sides[f"{stem}.index.json"] = (json.dumps(index, indent=2) + "\n").encode()
     for name, content in sides.items():
-        target = staging.part / name
+        target = folder / name
         if content is None:
             target.mkdir(parents=True, exist_ok=True)
         else:

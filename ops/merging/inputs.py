@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.layout import PREFIX
+from ..checkpoint.layout import LM_HEAD, PREFIX
 from ..checkpoint.plan import Output, Plan
 from ..checkpoint.reader import Source
-from ..checkpoint.sidecars import read_json
+from ..checkpoint.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +35,23 @@ def layer_of(name: str) -> int | None:
 def at_layer(name: str, layer: int) -> str:
     """The name of the same tensor in another layer."""
     return _LAYER.sub(lambda m: f"{m[1]}{layer}{m[3]}", name)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the headers say of a model, for a look before it is downloaded."""
+
+    model: str
+    config: dict[str, Any]
+    outputs: dict[str, TensorInfo]
+    tokenizer_hash: str | None = None
+    vocabulary: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str, config: dict[str, Any], infos: Mapping[str, TensorInfo]) -> Head:
+        """A tied head that is stored all the same is left out: it is dropped later where it is a copy."""
+        tied = config.get("tie_word_embeddings", False)
+        return cls(model, config, {bare(n): i for n, i in infos.items() if not (tied and n == LM_HEAD)})
 
 
 class Input:
@@ -72,16 +91,18 @@ class Input:
         return [f"{self.model}: {name}" for name in self.source.infos]
 
     @cached_property
-    def vocabulary(self) -> tuple[str, dict[str, int]] | None:
-        """(hash of tokenizer.json, token -> id); None where there is no such file."""
-        path: Path = self.source.folder / "tokenizer.json"
-        if not self.source.path.is_dir() or not path.is_file():
-            return None
-        found = read_json(path)
+    def tokenizer_hash(self) -> str | None:
+        """Hash of tokenizer.json; None where there is no such file."""
+        content = self.side("tokenizer.json")
+        return None if content is None else hashlib.sha256(content).hexdigest()
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """token -> id, of tokenizer.json."""
+        found = json.loads(self.side("tokenizer.json") or b"{}")
         model = found.get("model", {}).get("vocab", {})
         ids = dict(model) if isinstance(model, dict) else {entry[0]: i for i, entry in enumerate(model)}
-        ids |= {t["content"]: t["id"] for t in found.get("added_tokens", [])}
-        return hashlib.sha256(path.read_bytes()).hexdigest(), ids
+        return ids | {t["content"]: t["id"] for t in found.get("added_tokens", [])}
 
     def side(self, name: str) -> bytes | None:
         """A side file's content, None when it is not there."""

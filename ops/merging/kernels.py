@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .methods import ELEMENTWISE, RANDOM
+from .ties import ties
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ class Job:
             base = self.base or 0
             yield from slerp(flat[base], flat[1 - base], self.parameters["t"], self.dtype)
         elif _fast_ties(self):
-            yield from ties(self, flat)
+            yield from _ties(self, flat)
         elif kind == "linear":
             yield from linear(self, flat)
         elif kind in ELEMENTWISE:
@@ -124,7 +125,8 @@ def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype) -> Iterator[Tensor
         return
     aa = bb = ab = 0.0
     for at in range(0, a.numel(), STEP):
-        x, y = a[at : at + STEP].to(dtype), b[at : at + STEP].to(dtype)
+        # Copies: the sums of a product depend on how its operands lie in memory, and files place tensors differently.
+        x, y = (v[at : at + STEP].to(dtype, copy=True) for v in (a, b))
         aa, bb, ab = aa + float(x.dot(x)), bb + float(y.dot(y)), ab + float(x.dot(y))
     ca, cb = coefficients(aa, bb, ab, t)
     for at in range(0, a.numel(), STEP):
@@ -173,90 +175,14 @@ def _fast_ties(job: Job) -> bool:
     return job.method.spec.name == "ties" and not job.parameters["rescale"] and job.dtype == torch.float32
 
 
-def ties(job: Job, flat: list[Tensor]) -> Iterator[Tensor]:
-    """Trim, elect sign, disjoint mean (arXiv 2306.01708): mergekit's result without sorting and in bounded memory."""
-    import torch
-
+def _ties(job: Job, flat: list[Tensor]) -> Iterator[Tensor]:
     assert job.base is not None
     base, p = flat[job.base], job.parameters
     others = [(m, t) for i, (m, t) in enumerate(zip(job.models, flat, strict=True)) if i != job.base]
-    count = base.numel()
     if not others:
-        for at in range(0, count, STEP):
+        for at in range(0, base.numel(), STEP):
             yield base[at : at + STEP].to(job.dtype)
         return
-    cuts = [_Cut.of(base, t, p["density"][m]) for m, t in others]
-    weights = torch.tensor([p["weight"][m] for m, _ in others], dtype=job.dtype)
-    for at in range(0, count, STEP):
-        origin = base[at : at + STEP].to(job.dtype)
-        deltas = origin.new_empty((len(others), len(origin)))
-        for row, (_, tensor), cut in zip(deltas, others, cuts, strict=True):
-            torch.sub(tensor[at : at + STEP].to(job.dtype), origin, out=row)
-            cut.trim(row)
-        deltas.mul_(weights[:, None])
-        majority = (deltas.sum(dim=0) >= 0).to(job.dtype) * 2 - 1
-        mask = deltas.sign() == majority
-        mixed, divisor = (deltas * mask).sum(dim=0), (weights[:, None] * mask).sum(dim=0)
-        divisor[divisor == 0] = 1
-        if p["normalize"]:
-            mixed /= divisor
-        if p["lambda"] != 1:
-            mixed *= p["lambda"]
-        yield origin + mixed
-
-
-class _Cut:
-    """Which values of a difference stay: all above a magnitude, and the first `equal` of those that equal it."""
-
-    def __init__(self, least: float, equal: int, keep: str = "some") -> None:
-        self.least, self.equal, self.keep = least, equal, keep
-
-    @classmethod
-    def of(cls, base: Tensor, tensor: Tensor, density: float) -> _Cut:
-        """The exact rank of the `density` largest magnitudes, from two histograms over the bits of float32."""
-        import torch
-
-        count = base.numel()
-        if density >= 1:
-            return cls(0.0, 0, "all")
-        if density <= 0 or count == 0:
-            return cls(0.0, 0, "none")
-        wanted = max(1, int(density * count))
-        high = _histogram(base, tensor, None)
-        above = count - torch.cumsum(high, 0)
-        bucket = int((above < wanted).nonzero()[0])
-        wanted -= int(above[bucket])
-        low = _histogram(base, tensor, bucket)
-        above = low.sum() - torch.cumsum(low, 0)
-        inner = int((above < wanted).nonzero()[0])
-        least = torch.tensor(bucket << 16 | inner, dtype=torch.int32).view(torch.float32)
-        return cls(float(least), wanted - int(above[inner]))
-
-    def trim(self, row: Tensor) -> None:
-        """Put zero where a value goes; rows of one tensor must come in order."""
-        if self.keep == "all":
-            return
-        if self.keep == "none":
-            row.zero_()
-            return
-        size = row.abs()
-        stays = size > self.least
-        if self.equal:
-            at = (size == self.least).nonzero().squeeze(1)[: self.equal]
-            stays[at] = True
-            self.equal -= len(at)
-        row.mul_(stays)
-
-
-def _histogram(base: Tensor, tensor: Tensor, bucket: int | None) -> Tensor:
-    """How often each upper half of the bits of |tensor - base| occurs; with a bucket, each lower half in it."""
-    import torch
-
-    counts = torch.zeros(1 << 16 if bucket is not None else 1 << 15, dtype=torch.int64)
-    for at in range(0, base.numel(), STEP):
-        bits = (tensor[at : at + STEP].float() - base[at : at + STEP].float()).abs_().view(torch.int32)
-        keys = bits >> 16
-        if bucket is not None:
-            keys = (bits & 0xFFFF)[keys == bucket]
-        counts += torch.bincount(keys, minlength=len(counts))
-    return counts
+    names = [m for m, _ in others]
+    weight, density = ([p[key][m] for m in names] for key in ("weight", "density"))
+    yield from ties(base, [t for _, t in others], weight, density, p)

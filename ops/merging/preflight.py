@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..checkpoint.sidecars import read_json
-from .inputs import Input
+from .inputs import Head, Input
 
 #: files that say how texts are put to a model
 TEXTS = ("chat_template.jinja", "config_sentence_transformers.json", "1_Pooling/config.json")
 
 
-def problems(first: Input, others: list[Input], sliced: bool) -> tuple[list[str], list[str]]:
+def problems(first: Input | Head, others: Sequence[Input | Head], sliced: bool) -> tuple[list[str], list[str]]:
     """(what cannot be merged at all, what can with --allow-mismatch), one sentence each.
 
     Args:
@@ -36,7 +38,7 @@ def problems(first: Input, others: list[Input], sliced: bool) -> tuple[list[str]
     return hard, soft
 
 
-def _missing(one: Input, other: Input) -> list[str]:
+def _missing(one: Input | Head, other: Input | Head) -> list[str]:
     names = [n for n in one.outputs if n not in other.outputs]
     if not names:
         return []
@@ -44,17 +46,18 @@ def _missing(one: Input, other: Input) -> list[str]:
     return [f"`{other.model}` lacks `{one.outputs[names[0]].name}`{more} of `{one.model}`"]
 
 
-def _vocabularies(first: Input, other: Input) -> list[str]:
-    a, b = first.vocabulary, other.vocabulary
-    if a is None or b is None or a[0] == b[0]:
+def _vocabularies(first: Input | Head, other: Input | Head) -> list[str]:
+    hashes = {first.tokenizer_hash, other.tokenizer_hash}
+    if None in hashes or len(hashes) == 1:
         return []
-    different = [t for t in a[1].keys() & b[1].keys() if a[1][t] != b[1][t]]
+    a, b = first.vocabulary, other.vocabulary
+    different = [t for t in a.keys() & b.keys() if a[t] != b[t]]
     if different:
         token = min(different)
-        ids = f"{a[1][token]} and {b[1][token]}"
+        ids = f"{a[token]} and {b[token]}"
         return [f"the tokenizers of `{first.model}` and `{other.model}` disagree: {token!r} is {ids}"]
-    alone = sorted(a[1].keys() ^ b[1].keys())
-    shared = set(a[1].values()) & {b[1][t] for t in alone if t in b[1]}
+    alone = sorted(a.keys() ^ b.keys())
+    shared = set(a.values()) & {b[t] for t in alone if t in b}
     if alone and shared:
         both = f"`{first.model}` and `{other.model}`"
         return [f"the tokenizers of {both} give different tokens one id, such as {alone[0]!r}"]

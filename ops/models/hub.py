@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.reader import Source
+from ..checkpoint.reader import Reader, Source
+from ..checkpoint.tensors import CODES, TensorInfo
 from ..errors import QwenchError
 
 #: short name -> (distribution that carries the weights, file that marks the model, what it is)
@@ -38,12 +39,14 @@ class Checkpoint:
         path: folder, or .gguf file.
         kind: folder, hub, packaged or gguf.
         revision: hub commit, package version, or a hash over headers and samples of the weights.
+        reader: tensors to take in place of those in `path`.
     """
 
     name: str
     path: Path
     kind: str
     revision: str
+    reader: Reader | None = None
 
 
 def resolve(name: str, revision: str | None = None, offline: bool = False) -> Checkpoint:
@@ -85,6 +88,31 @@ def open_source(name: str, revision: str | None = None, offline: bool = False) -
     if path.exists() and not revision:
         return Source(path)
     return Source(resolve(name, revision, offline).path)
+
+
+def remote_headers(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, TensorInfo]] | None:
+    """(config, tensors) of a hub id that is not on this machine yet, by range requests for the headers alone.
+
+    None where the weights are here, are no safetensors, or cannot be asked for: the download has the words for that.
+    """
+    if Path(name).expanduser().exists() or name in PACKAGED or not HUB_ID.fullmatch(name):
+        return None
+    import huggingface_hub as hub
+
+    if isinstance(hub.try_to_load_from_cache(name, "model.safetensors", revision=revision), str):
+        return None
+    try:
+        found = hub.get_safetensors_metadata(name, revision=revision)
+        config = json.loads(Path(hub.hf_hub_download(name, "config.json", revision=revision)).read_text("utf-8"))
+    except (hub.errors.NotASafetensorsRepoError, hub.errors.SafetensorsParsingError, OSError, ValueError):
+        return None
+    tensors = {}
+    for file, metadata in found.files_metadata.items():
+        for key, tensor in metadata.tensors.items():
+            first, last = tensor.data_offsets
+            kind = CODES.get(tensor.dtype, (tensor.dtype,))[0]
+            tensors[key] = TensorInfo(key, tuple(tensor.shape), kind, last - first, Path(file), None)
+    return config, tensors
 
 
 def _content(folder: Path) -> list[Path]:

@@ -78,7 +78,7 @@ def load_encoder(
         return _generic(checkpoint, config, where, dtype, quantize, head, f"model_type `{kind}` runs on transformers")
     if reason := family.supports(config):
         return _generic(checkpoint, config, where, dtype, quantize, head, f"{reason} runs on transformers")
-    weights = Weights(folder, family.PREFIXES)
+    weights = Weights(folder, family.PREFIXES, checkpoint.reader)
     if quantize != "none" and dtype == "auto":
         numbers = Choice("float32", f"what --quantize {quantize} computes its activations in")
     else:
@@ -108,6 +108,8 @@ def _generic(
 
     from .generic import GenericClassifier, GenericEncoder
 
+    if checkpoint.reader:
+        raise QwenchError(f"a sweep cannot run this architecture ({reason})", "merge each point, then measure it")
     if quantize != "none":
         raise QwenchError(f"--quantize is not there for this architecture ({reason})", "leave it out")
     numbers = pick_dtype(dtype, where.value, Weights(checkpoint.path).stored_dtype)

@@ -76,7 +76,7 @@ def load_causal(
             f"the model has one stream, and {streams} are asked for: `{checkpoint.name}`",
             f"make them: qwench parscale-recycle {checkpoint.name} OUT --streams {streams}",
         )
-    reason = _unknown(source, config)
+    reason = unknown(config)
     where = pick_device(device)
     runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason)
     long = stretched(config, context) if context > config["max_position_embeddings"] else None
@@ -89,25 +89,25 @@ def load_causal(
     elif reason:
         raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
     else:
-        running, numbers = load_engine(checkpoint, long or config, where.value, dtype, quantize, slots, streams)
+        running, numbers = load_decoder(checkpoint, long or config, where.value, dtype, quantize, slots, streams)
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
 
 
-def _unknown(source: Source, config: dict[str, Any]) -> str | None:
+def unknown(config: dict[str, Any]) -> str | None:
     """Why the torch engine cannot run a checkpoint, None when it can."""
     if config.get("model_type") not in FAMILIES:
         return f"model_type `{config.get('model_type')}`"
     return decoder.supports(config)
 
 
-def load_engine(
+def load_decoder(
     checkpoint: Checkpoint,
     config: dict[str, Any],
     device: str,
-    dtype: str,
-    quantize: str,
-    slots: int,
-    streams: int,
+    dtype: str = "auto",
+    quantize: str = "none",
+    slots: int = 1,
+    streams: int = 0,
 ) -> tuple[CausalDecoder, Choice]:
     """The torch engine of a checkpoint, and the dtype it computes in.
 
@@ -119,7 +119,7 @@ def load_engine(
     """
     import torch
 
-    weights = Weights(checkpoint.path, decoder.PREFIXES)
+    weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader)
     config = choose_streams(checkpoint.path, config, weights, streams)
     numbers = pick_dtype(dtype, device, weights.stored_dtype)
     if quantize != "none" and dtype == "auto":

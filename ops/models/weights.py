@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint.reader import Source
+from ..checkpoint.reader import Reader, Source
 from ..errors import QwenchError
 
 if TYPE_CHECKING:
@@ -21,14 +21,15 @@ class Weights:
     Args:
         folder: the checkpoint folder.
         prefixes: name prefixes to strip (`model.`, `bert.`): the first that fits some tensor is used for those.
+        reader: tensors to take in place of the folder's.
 
     Raises:
         QwenchError: see Source.
     """
 
-    def __init__(self, folder: Path, prefixes: Iterable[str] = ()) -> None:
+    def __init__(self, folder: Path, prefixes: Iterable[str] = (), reader: Reader | None = None) -> None:
         self.folder = folder
-        self._reader = Source(folder).reader
+        self._reader = reader or Source(folder).reader
         self._names: dict[str, str] = {}
         prefixes = tuple(prefixes)
         for name in self._reader.infos:
