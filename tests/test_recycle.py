@@ -19,6 +19,7 @@ from qwench.ops import parscale_recycle as op
 from qwench.ops.errors import QwenchError
 from qwench.ops.events import Advanced, Finished, Produced, Warned
 from qwench.ops.models.tokenizer import TextTokenizer
+from qwench.ops.recycle_work import Work
 from qwench.ops.recycling.data import Blocks, DataOptions, end_of, read_blocks
 from qwench.ops.recycling.loss import head_loss, token_losses
 from qwench.ops.recycling.measure import gain, held_out, streams_apart
@@ -337,7 +338,7 @@ def test_out_of_memory_names_the_flags(home: Path, tmp_path: Path) -> None:
         found = _sentence(error)
         assert isinstance(found, QwenchError) and "--batch" in found.hint and "--gradient-checkpointing" in found.hint
     assert isinstance(_sentence(ValueError("x")), ValueError)
-    work = op.Work(options(home, tmp_path / "out"))
+    work = Work(options(home, tmp_path / "out"))
     work.open_folder()
     list(work.read())
     work.build()
