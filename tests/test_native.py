@@ -81,7 +81,7 @@ def test_first_uses_at_once_and_why_not(tmp_path: Path) -> None:
 def test_a_wrong_library_is_found() -> None:
     class Wrong:
         @staticmethod
-        def qwench_linear(matrix: int, x: int, stride: int, y: int, rows: int, threads: int) -> None:
+        def qwench_linear(matrix: int, x: int, stride: int, y: int, rows: int, add: int, threads: int) -> None:
             """Writes nothing: what was in memory stays."""
 
     assert "wrong" in native._check(Wrong, torch)

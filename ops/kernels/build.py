@@ -15,7 +15,7 @@ from pathlib import Path
 from ..settings import folder
 
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 #: gcc first: its OpenMP is the library that torch's Linux wheels carry, so that both share one pool of threads
 COMPILERS = ("gcc", "cc", "clang")
 MINUTES = 2

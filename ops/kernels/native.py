@@ -50,7 +50,9 @@ def _loaded() -> tuple[Any, str, str]:
     return lib, key, "C kernels built for this CPU"
 
 
-class _Matrix(ctypes.Structure):
+class Matrix(ctypes.Structure):
+    """Matrix of native.c; the tensors must outlive it."""
+
     _fields_ = (
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -60,15 +62,24 @@ class _Matrix(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None) -> _Matrix:
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Matrix:
         outer, inner = weight.shape
         return cls(weight.data_ptr(), None if bias is None else bias.data_ptr(), outer, inner, _kinds()[weight.dtype])
 
 
 def _declare(lib: Any) -> None:
-    p, n = ctypes.c_void_p, ctypes.c_long
-    lib.qwench_linear.restype = None
-    lib.qwench_linear.argtypes = [p, p, n, p, n, ctypes.c_int]
+    p, n, f, i = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+    for name, kinds in {
+        "linear": [p, p, n, p, n, i, i],
+        "rms_norm": [p, p, p, n, n, f, i],
+        "norm_rotate": [p, n, p, p, p, p, n, n, n, f, i],
+        "silu_mul": [p, p, n, n, i],
+        "gate": [p, p, n, n, n, n, n, i],
+        "attend": [p, p, n, p, p, p, p, n, i],
+        "step": [p, n, p, p, p, p, p, p, p, n, f, i],
+    }.items():
+        function = getattr(lib, f"qwench_{name}")
+        function.restype, function.argtypes = None, kinds
 
 
 def _check(lib: Any, torch: Any) -> str | None:
@@ -78,7 +89,7 @@ def _check(lib: Any, torch: Any) -> str | None:
         for rows, inner, outer in ((1, 70, 29), (3, 64, 8), (11, 96, 50)):
             x = torch.randn(rows, inner, generator=made)
             weight = torch.randn(outer, inner, generator=made).to(kind)
-            ours = _product(lib, x, _Matrix.of(weight, None))
+            ours = _product(lib, x, Matrix.of(weight, None))
             truth = x.double() @ weight.double().t()
             if not torch.allclose(ours.double(), truth, rtol=1e-4, atol=1e-4):
                 return f"a product in {str(kind)[6:]} came out wrong in the check after the build"
@@ -91,14 +102,19 @@ def available() -> Choice:
     return Choice(lib is not None, reason)
 
 
-def _product(lib: Any, x: Tensor, matrix: _Matrix) -> Tensor:
+def loaded() -> Any:
+    """The library; `available` says whether there is one."""
+    return _loaded()[0]
+
+
+def _product(lib: Any, x: Tensor, matrix: Matrix) -> Tensor:
     import torch
 
     rows = len(x)
     if x.stride(-1) != 1:
         x = x.contiguous()
     y = torch.empty((rows, matrix.n))
-    lib.qwench_linear(ctypes.addressof(matrix), x.data_ptr(), x.stride(0), y.data_ptr(), rows, torch.get_num_threads())
+    lib.qwench_linear(ctypes.addressof(matrix), x.data_ptr(), x.stride(0), y.data_ptr(), rows, 0, torch.get_num_threads())
     return y
 
 
@@ -113,7 +129,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (rows, out) float32.
     """
-    return _product(_loaded()[0], x, _Matrix.of(weight, bias))
+    return _product(_loaded()[0], x, Matrix.of(weight, bias))
 
 
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -192,7 +208,7 @@ class NativeLinear:
         self.weight = weight.contiguous()
         self.bias = None if bias is None else bias.float()
         self.few = rows_limit(weight.dtype)
-        self.lib, self.matrix = _loaded()[0], _Matrix.of(self.weight, self.bias)
+        self.lib, self.matrix = _loaded()[0], Matrix.of(self.weight, self.bias)
         self.parameters = weight.numel() + (0 if bias is None else bias.numel())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -200,3 +216,74 @@ class NativeLinear:
         if len(x) <= self.few:
             return _product(self.lib, x, self.matrix)
         return wide_linear(x, self.weight, self.bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See elementwise.rms_norm: x (T, h) float32."""
+    import torch
+
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    width = x.shape[-1]
+    rows = x.numel() // width
+    _loaded()[0].qwench_rms_norm(
+        x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps, torch.get_num_threads()
+    )
+    return y
+
+
+def norm_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """See elementwise.norm_rotate: x (T, heads, d) float32 with any row stride."""
+    import torch
+
+    rows, heads, width = x.shape
+    if x.stride(2) != 1 or x.stride(1) != width:
+        x = x.contiguous()
+    cos, sin = cos.contiguous(), sin.contiguous()
+    y = torch.empty((rows, heads, width))
+    _loaded()[0].qwench_norm_rotate(
+        x.data_ptr(),
+        x.stride(0),
+        None if weight is None else weight.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        y.data_ptr(),
+        rows,
+        heads,
+        width,
+        eps,
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See elementwise.silu_mul: gate_up (T, 2 f) float32."""
+    import torch
+
+    gate_up = gate_up.contiguous()
+    rows, width = gate_up.shape
+    y = torch.empty((rows, width // 2))
+    _loaded()[0].qwench_silu_mul(gate_up.data_ptr(), y.data_ptr(), rows, width // 2, torch.get_num_threads())
+    return y
+
+
+def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
+    """See gated.gated: y (T, heads * d) float32 contiguous, written into; gate (T, heads) or (T, heads * d)."""
+    import torch
+
+    y = y.contiguous()
+    if gate.stride(-1) != 1:
+        gate = gate.contiguous()
+    rows, width = y.shape
+    _loaded()[0].qwench_gate(
+        y.data_ptr(),
+        gate.data_ptr(),
+        gate.stride(0),
+        rows,
+        heads,
+        width // heads,
+        gate.shape[1] // heads,
+        torch.get_num_threads(),
+    )
+    return y

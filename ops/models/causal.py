@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import QwenchError
+from ..kernels.native_step import MOST_ROWS, DecodeStep
 from .decoder import DecoderEncoder
 from .linear import Linear, Maker
 from .weights import Weights
@@ -70,12 +71,13 @@ class CausalDecoder(DecoderEncoder):
         device: str = "cpu",
         linear: Maker = Linear,
         slots: int = 1,
+        kept: dtype | None = None,
     ) -> None:
         import torch
 
-        super().__init__(config, weights, dtype, device, linear)
+        super().__init__(config, weights, dtype, device, linear, kept)
         tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
-        head = self.words if tied else weights.take("lm_head.weight", dtype, tuple(self.words.shape), device)
+        head = self.words if tied else weights.take("lm_head.weight", kept or dtype, tuple(self.words.shape), device)
         self.head = linear(head, None)
         self.context, self.slots = self.max_positions, slots
         self._lengths = [0] * slots
@@ -83,6 +85,9 @@ class CausalDecoder(DecoderEncoder):
         self._keys = [torch.empty(0)] * len(self.layers)
         self._values = [torch.empty(0)] * len(self.layers)
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._native: DecodeStep | None = None
+        if DecodeStep.fits(self.layers, self.head_dim):
+            self._native = DecodeStep(self.layers, self.heads, self.kv_heads, self.head_dim, self.eps)
 
     def length(self, slot: int) -> int:
         """See Engine."""
@@ -144,13 +149,16 @@ class CausalDecoder(DecoderEncoder):
             at = torch.tensor([p.past for p in parts], device=self.device)
         else:
             at = torch.cat([torch.arange(p.past, p.past + p.count, device=self.device) for p in parts])
-        cos, sin = (table[at].unsqueeze(1) for table in cos_sin)
         x = self._words(torch.tensor(ids, device=self.device))
-        step = _Step(self, parts)
-        for i, w in enumerate(self.layers):
-            q, k, v, gate = self._qkv(w, x, cos, sin)
-            x = self._out(w, step.attend(q, k, v, self._keys[i], self._values[i]), gate).add_(x)
-            x = self._mlp(w, x).add_(x)
+        if self._native and len(ids) == len(parts) <= MOST_ROWS:
+            x = self._native(x, *cos_sin, torch.tensor([p.slot for p in parts]), at)
+        else:
+            cos, sin = (table[at].unsqueeze(1) for table in cos_sin)
+            step = _Step(self, parts)
+            for i, w in enumerate(self.layers):
+                q, k, v, gate = self._qkv(w, x, cos, sin)
+                x = self._out(w, step.attend(q, k, v, self._keys[i], self._values[i]), gate).add_(x)
+                x = self._mlp(w, x).add_(x)
         if not ended:
             return x[:0]
         if len(ended) < len(x):
@@ -189,6 +197,8 @@ class CausalDecoder(DecoderEncoder):
                     new[:, :, :held] = old[:, :, :held]
                 caches[i] = new
         self._capacity = capacity
+        if self._native:
+            self._native.caches(self._keys, self._values)
 
 
 class _Step:
