@@ -85,13 +85,14 @@ def prompts(batch: int) -> list[list[int]]:
 def run_ours(folder: str, batch: int, dtype: str) -> tuple[float, list[float]]:
     """(seconds of the prefill, seconds of each step)."""
     from qwench.ops.checkpoint.reader import Source
+    from qwench.ops.kernels.choose import pick_kernels
     from qwench.ops.models.hub import resolve
     from qwench.ops.models.load_causal import load_decoder
     from qwench.ops.models.parallel import base_config
 
     checkpoint = resolve(folder)
     config = base_config(Source(Path(folder)).config())
-    engine, _ = load_decoder(checkpoint, config, "cpu", dtype, "none", batch, 0)
+    engine, _ = load_decoder(checkpoint, config, "cpu", dtype, "none", batch, 0, pick_kernels("auto", "cpu").value)
     engine.feed({slot: [5, 6, 7] for slot in range(batch)})
     engine.feed({slot: [8] for slot in range(batch)})
     for slot in range(batch):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"models": {"text", "checkpoint"}, "merging": {"checkpoint"}}
+FLOORS = {"models": {"text", "checkpoint", "kernels"}, "merging": {"checkpoint"}}
 FLOORS |= {"recycling": {"models", "checkpoint", "text"}}
 FLOORS |= {"checkpoint": set(), "text": set(), "index": set(), "kernels": set()}
 #: modules of ops that anyone may use
-SHARED = {"errors", "events", "settings"}
+SHARED = {"choice", "errors", "events", "settings"}
 
 
 def imported(path: Path) -> Iterator[tuple[str, bool]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import QwenchError
+from ..kernels.native_step import MOST_ROWS, DecodeStep
 from .decoder import DecoderEncoder
 from .linear import Linear, Maker
 from .weights import Weights
@@ -76,12 +77,13 @@ class CausalDecoder(DecoderEncoder):
         device: str = "cpu",
         linear: Maker = Linear,
         slots: int = 1,
+        kept: dtype | None = None,
     ) -> None:
         import torch
 
-        super().__init__(config, weights, dtype, device, linear)
+        super().__init__(config, weights, dtype, device, linear, kept)
         tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
-        head = self.words if tied else weights.take("lm_head.weight", dtype, tuple(self.words.shape), device)
+        head = self.words if tied else weights.take("lm_head.weight", kept or dtype, tuple(self.words.shape), device)
         self.head = linear(head, None)
         self.context, self.slots = self.max_positions, slots
         self._lengths = [0] * slots
@@ -89,6 +91,9 @@ class CausalDecoder(DecoderEncoder):
         self._keys = [torch.empty(0)] * len(self.layers)
         self._values = [torch.empty(0)] * len(self.layers)
         self._tables: tuple[Tensor, Tensor] | None = None
+        self._native: DecodeStep | None = None
+        if not self.gate_rows and DecodeStep.fits(self.layers, self.head_dim):
+            self._native = DecodeStep(self.layers, self.heads, self.kv_heads, self.head_dim, self.eps)
 
     def length(self, slot: int) -> int:
         """See Engine."""
@@ -151,19 +156,31 @@ class CausalDecoder(DecoderEncoder):
             at = torch.tensor([p.past for p in parts], device=self.device)
         else:
             at = torch.cat([torch.arange(p.past, p.past + p.count, device=self.device) for p in parts])
-        cos, sin = (self._spread(table[at]).unsqueeze(1) for table in cos_sin)
         x = self._spread(self._words(torch.tensor(ids, device=self.device)))
-        step = self._step(parts)
-        for i, w in enumerate(self.layers):
-            q, k, v, gate = self._qkv(w, x, cos, sin)
-            x = self._out(w, step.attend(q, k, v, self._keys[i], self._values[i]), gate).add_(x)
-            x = self._mlp(w, x).add_(x)
+        if self._native and len(ids) == len(parts) and len(x) <= MOST_ROWS:
+            x = self._native_step(x, cos_sin, parts, at)
+        else:
+            cos, sin = (self._spread(table[at]).unsqueeze(1) for table in cos_sin)
+            step = self._step(parts)
+            for i, w in enumerate(self.layers):
+                q, k, v, gate = self._qkv(w, x, cos, sin)
+                x = self._out(w, step.attend(q, k, v, self._keys[i], self._values[i]), gate).add_(x)
+                x = self._mlp(w, x).add_(x)
         if not ended:
             return x[:0]
         if len(ended) < len(ids):
             last = torch.tensor([p.start + p.count - 1 for p in ended], device=self.device)
             x = x.unflatten(0, (-1, self.streams))[last].flatten(0, 1)
         return self.head(self._summed(self._rms(x, self.norm))).float()
+
+    def _native_step(self, x: Tensor, tables: tuple[Tensor, Tensor], parts: list[Part], at: Tensor) -> Tensor:
+        """All layers in the C kernels: one token of each part, in rows of its streams."""
+        import torch
+
+        p = self.streams
+        stream = torch.arange(p).repeat(len(parts))
+        slots = self._spread(torch.tensor([part.slot for part in parts])) * p + stream
+        return self._native(x, *tables, slots, self._spread(at), stream)
 
     def _spread(self, x: Tensor) -> Tensor:
         """Rows of tokens, (T, ...), as rows of all their streams, (T * streams, ...)."""
@@ -211,6 +228,8 @@ class CausalDecoder(DecoderEncoder):
                     new[:, :, :held] = old[:, :, :held]
                 caches[i] = new
         self._capacity = capacity
+        if self._native:
+            self._native.caches(self._keys, self._values)
 
 
 class Step:

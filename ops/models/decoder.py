@@ -48,6 +48,10 @@ def sparse(config: dict[str, Any], layer: int) -> bool:
 class DecoderEncoder:
     """A causal decoder read for its hidden states.
 
+    Args:
+        dtype: of activations, norms and biases.
+        kept: of matrices, where the linear class takes another; dtype by default.
+
     Attributes:
         hidden_size: width of the hidden states.
         max_positions: longest sequence, special tokens included.
@@ -57,7 +61,13 @@ class DecoderEncoder:
     causal = True
 
     def __init__(
-        self, config: dict[str, Any], weights: Weights, dtype: dtype, device: str = "cpu", linear: Maker = Linear
+        self,
+        config: dict[str, Any],
+        weights: Weights,
+        dtype: dtype,
+        device: str = "cpu",
+        linear: Maker = Linear,
+        kept: dtype | None = None,
     ) -> None:
         import torch
 
@@ -68,6 +78,7 @@ class DecoderEncoder:
         self.eps: float = config.get("rms_norm_eps", 1e-6)
         self.max_positions: int = config["max_position_embeddings"]
         self.device, self.dtype = device, dtype
+        kept = kept or dtype
         h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
         kind = config["model_type"]
         qk_norm = kind in ("qwen3", "qwen3_moe", STOCK)
@@ -76,14 +87,14 @@ class DecoderEncoder:
         out_bias = bias and kind != "qwen2"
 
         def take(name: str, *shape: int) -> Tensor:
-            return weights.take(name, dtype, shape, device)
+            return weights.take(name, kept if len(shape) > 1 else dtype, shape, device)
 
         def norm(name: str, size: int) -> Tensor:
             # Qwen3-Next stores the weights of its norms less one.
             return take(name, size) + 1 if kind == STOCK else take(name, size)
 
         def joined(parts: dict[str, tuple[int, ...]]) -> Tensor:
-            return weights.joined(parts, dtype, device)
+            return weights.joined(parts, kept if len(next(iter(parts.values()))) > 1 else dtype, device)
 
         def projection(at: str) -> Tensor:
             """Queries, keys, values, and the gates below them."""
@@ -117,7 +128,7 @@ class DecoderEncoder:
                 }
             )
             if kind == "qwen3_moe" and sparse(config, i):
-                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear)
+                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear, kept)
             else:
                 self.layers[-1] |= {
                     "gate_up": linear(joined({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),
@@ -180,7 +191,7 @@ class DecoderEncoder:
     def _words(self, ids: Tensor) -> Tensor:
         from torch.nn import functional as F
 
-        return F.embedding(ids, self.words)
+        return F.embedding(ids, self.words).to(self.dtype)
 
     def _rotary(self, lengths: list[int], start: int = 0) -> tuple[Tensor, Tensor]:
         """cos and signed sin, each (T, 1, head_dim) in the model's dtype; sin is negative in the first half."""

@@ -5,22 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+from ..choice import Choice
 from ..errors import QwenchError
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A value and why it was taken."""
-
-    value: Any
-    reason: str
 
 
 def pick_device(device: str = "auto") -> Choice:

@@ -1,12 +1,14 @@
 """Element-wise steps of a decoder, block by block of tokens on the CPU.
 
 A step over a whole batch streams megabytes through memory several times; a block of 64 tokens stays in the
-cache between the passes. On a GPU the block is the batch.
+cache between the passes. On a GPU the block is the batch. Where `--kernels` has a kernel for a step, it is that.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from ..kernels.choose import kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm (Zhang and Sennrich, arXiv 1910.07467): x (T, h), weight (h,) -> (T, h)."""
     import torch
 
+    if fast := kernel("rms_norm", x):
+        return fast(x, weight, eps)
     step = _step(x)
     if len(x) <= step:
         return _normed(x, weight, eps)
@@ -54,6 +58,8 @@ def norm_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: 
     """
     import torch
 
+    if fast := kernel("norm_rotate", x):
+        return fast(x, weight, eps, cos, sin)
     step, half = _step(x), x.shape[-1] // 2
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for at in range(0, len(x), step):
@@ -72,6 +78,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     import torch
     from torch.nn import functional as F
 
+    if fast := kernel("silu_mul", gate_up):
+        return fast(gate_up)
     step, width = _step(gate_up), gate_up.shape[-1] // 2
     out = torch.empty((len(gate_up), width), dtype=gate_up.dtype, device=gate_up.device)
     for at in range(0, len(gate_up), step):

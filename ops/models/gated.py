@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.gates import STOCK, ZERO, Heads, gate_kind, read_rows
+from ..kernels.choose import kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,8 @@ def gates_of(rows: int, config: dict[str, Any]) -> tuple[list[int], list[int]] |
 
 def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
     """y (T, heads * d) times sigmoid(gate), gate (T, heads) or (T, heads * d); y is written into where it can be."""
+    if fast := kernel("gated", y):
+        return fast(y, gate, heads)
     return y.unflatten(-1, (heads, -1)).mul_(gate.unflatten(-1, (heads, -1)).sigmoid()).flatten(1)
 
 

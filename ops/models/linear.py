@@ -10,8 +10,10 @@ from ..errors import QwenchError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..kernels.native import NativeLinear
+
 QUANTIZE = ("none", "int8")
-Maker = Callable[["Tensor", "Tensor | None"], "Linear | Int8Linear"]
+Maker = Callable[["Tensor", "Tensor | None"], "Linear | Int8Linear | NativeLinear"]
 
 
 class Linear:
@@ -60,6 +62,15 @@ class Int8Linear:
         y = torch._int_mm((x / per_token).round_().to(torch.int8), self.weight) * self.scales
         y = y.mul_(per_token) if self.bias is None else torch.addcmul(self.bias, y, per_token)
         return y.unflatten(0, shape[:-1])
+
+
+def native_maker(kernels: str, dtype: str) -> Maker | None:
+    """NativeLinear where the C kernels are in use and the arithmetic is float32."""
+    if kernels != "native" or dtype != "float32":
+        return None
+    from ..kernels.native import NativeLinear
+
+    return NativeLinear
 
 
 def linear_maker(quantize: str, device: str) -> Maker:

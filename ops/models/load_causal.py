@@ -12,11 +12,13 @@ from ..checkpoint.gates import STOCK
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.reader import Source
 from ..errors import QwenchError
+from ..kernels.choose import pick_kernels, use
 from . import decoder
 from .causal import CausalDecoder, Engine
 from .chat_template import ChatTemplate, chat_files
-from .device import Choice, pick_device, pick_dtype
+from .device import DTYPES, Choice, pick_device, pick_dtype
 from .hub import Checkpoint
+from .linear import native_maker
 from .llama_cpp import LlamaCpp, pick_engine
 from .parallel import ParallelDecoder, base_config, choose_streams
 from .rope import stretched
@@ -43,6 +45,7 @@ class Chatty:
     ends: list[int]
     device: Choice
     dtype: Choice
+    kernels: Choice
 
 
 def load_causal(
@@ -56,6 +59,7 @@ def load_causal(
     engine: str = "auto",
     threads: int = 0,
     streams: int = 0,
+    kernels: str = "auto",
 ) -> Chatty:
     """Load a decoder for writing.
 
@@ -64,6 +68,7 @@ def load_causal(
         slots: sequences at a time.
         engine: torch, llama.cpp or auto.
         streams: of a ParScale checkpoint, 0 for its own number, 1 for the decoder without them.
+        kernels: see `pick_kernels`.
 
     Raises:
         QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
@@ -86,11 +91,16 @@ def load_causal(
         running = LlamaCpp(checkpoint.path, context, slots, threads, long and long["rope_parameters"])
         where = where if where.value == "cpu" else Choice("cpu", "llama.cpp's library is used on the CPU here")
         numbers = Choice("float32", "llama.cpp computes from the file's own blocks")
+        fast = Choice("llama.cpp", "its library has its own")
     elif reason:
         raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
     else:
-        running, numbers = load_decoder(checkpoint, long or config, where.value, dtype, quantize, slots, streams)
-    return Chatty(runner, running, tokenizer, ChatTemplate.read(files), _ends(config, files, tokenizer), where, numbers)
+        fast = pick_kernels(kernels, where.value)
+        running, numbers = load_decoder(
+            checkpoint, long or config, where.value, dtype, quantize, slots, streams, fast.value
+        )
+    ends = _ends(config, files, tokenizer)
+    return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast)
 
 
 def unknown(config: dict[str, Any]) -> str | None:
@@ -108,6 +118,7 @@ def load_decoder(
     quantize: str = "none",
     slots: int = 1,
     streams: int = 0,
+    kernels: str = "eager",
 ) -> tuple[CausalDecoder, Choice]:
     """The torch engine of a checkpoint, and the dtype it computes in.
 
@@ -121,13 +132,22 @@ def load_decoder(
 
     weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader)
     config = choose_streams(checkpoint.path, config, weights, streams)
-    numbers = pick_dtype(dtype, device, weights.stored_dtype)
-    if quantize != "none" and dtype == "auto":
+    stored = weights.stored_dtype
+    linear, kept = weight_only(quantize, device), None
+    if quantize != "none":
         numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
-    linear = weight_only(quantize, device)
+        numbers = numbers if dtype == "auto" else pick_dtype(dtype, device, stored)
+    elif kernels == "native" and dtype in ("auto", "float32") and stored in DTYPES:
+        # The product widens in registers, so that narrow weights are exact and cost half the bytes.
+        numbers = Choice("float32", f"{stored} weights kept as stored, float32 arithmetic in the C kernels")
+        kept = getattr(torch, stored)
+    else:
+        numbers = pick_dtype(dtype, device, stored)
+    linear = (quantize == "none" and native_maker(kernels, numbers.value)) or linear
+    use(kernels)
     try:
         kind = ParallelDecoder if config.get("parscale_n", 1) > 1 else CausalDecoder
-        engine = kind(config, weights, getattr(torch, numbers.value), device, linear, slots)
+        engine = kind(config, weights, getattr(torch, numbers.value), device, linear, slots, kept)
     except KeyError as error:
         raise QwenchError(f"the config lacks {error}: `{checkpoint.path}`", "download or copy it again") from error
     weights.close(decoder.UNUSED)

@@ -25,7 +25,14 @@ class Experts:
     """
 
     def __init__(
-        self, config: dict[str, Any], weights: Weights, at: str, dtype: dtype, device: str, linear: Maker
+        self,
+        config: dict[str, Any],
+        weights: Weights,
+        at: str,
+        dtype: dtype,
+        device: str,
+        linear: Maker,
+        kept: dtype,
     ) -> None:
         h, ff, count = config["hidden_size"], config["moe_intermediate_size"], experts_of(config)
         self.top: int = config["num_experts_per_tok"]
@@ -34,8 +41,8 @@ class Experts:
         self.experts = []
         for i in range(count):
             parts = {f"{at}experts.{i}.{n}_proj.weight": (ff, h) for n in ("gate", "up")}
-            down = weights.take(f"{at}experts.{i}.down_proj.weight", dtype, (h, ff), device)
-            self.experts.append((linear(weights.joined(parts, dtype, device), None), linear(down, None)))
+            down = weights.take(f"{at}experts.{i}.down_proj.weight", kept, (h, ff), device)
+            self.experts.append((linear(weights.joined(parts, kept, device), None), linear(down, None)))
         self.parameters = self.router.numel() + sum(a.parameters + b.parameters for a, b in self.experts)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -82,26 +82,31 @@ class ParallelDecoder(CausalDecoder):
         device: str = "cpu",
         linear: Maker = Linear,
         slots: int = 1,
+        kept: dtype | None = None,
     ) -> None:
-        super().__init__(config, weights, dtype, device, linear, slots)
+        super().__init__(config, weights, dtype, device, linear, slots, kept)
         adapter: dict[str, Tensor] = config.get("adapter", {})
         self.streams: int = config["parscale_n"]
         self.smooth: float = config["parscale_attn_smooth"]
         p, h = self.streams, self.hidden_size
 
         def take(name: str, *shape: int) -> Tensor:
+            kind = kept or dtype if name.endswith("layer.0.weight") else dtype
             if not adapter:
-                return weights.take(name, dtype, shape, device)
+                return weights.take(name, kind, shape, device)
             if name not in adapter or tuple(adapter[name].shape) != shape:
                 raise QwenchError(f"the adapter does not fit the model: `{name}`", "use the adapters of this model")
-            return adapter[name].to(device, dtype)
+            return adapter[name].to(device, kind)
 
         shape = (p, self.kv_heads, config["parscale_n_tokens"], self.head_dim)
         self.prefixes = [
-            tuple(take(f"layers.{i}.self_attn.prefix_{n}", *shape) for n in "kv") for i in range(len(self.layers))
+            tuple(take(f"layers.{i}.self_attn.prefix_{n}", *shape).contiguous() for n in "kv")
+            for i in range(len(self.layers))
         ]
+        if self._native:
+            self._native.prefixes(*(list(side) for side in zip(*self.prefixes, strict=True)))
         # As published, feature h * P + p is unit h of stream p; rows here have stream after stream.
-        first = take("aggregate_layer.0.weight", h, p * h).view(h, h, p).transpose(1, 2).reshape(h, p * h)
+        first = take("aggregate_layer.0.weight", h, p * h).view(h, h, p).transpose(1, 2).reshape(h, p * h).contiguous()
         self.mix = (
             linear(first, take("aggregate_layer.0.bias", h)),
             linear(take("aggregate_layer.2.weight", p, h), take("aggregate_layer.2.bias", p)),

@@ -1,0 +1,93 @@
+"""The C kernels: against float64, odd shapes, and what happens where they cannot be built."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from qwench.ops.kernels import build, native
+
+built = pytest.mark.skipif(not native.available().value, reason=native.available().reason)
+
+
+@built
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 31])
+def test_product_equals_float64(kind: torch.dtype, rows: int) -> None:
+    for inner, outer in ((1, 1), (15, 7), (64, 24), (100, 51), (1024, 97)):
+        x, weight, bias = torch.randn(rows, inner), torch.randn(outer, inner).to(kind), torch.randn(outer)
+        for b in (None, bias):
+            truth = torch.nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
+            for found in (native.linear(x, weight, b), native.wide_linear(x, weight, b)):
+                torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=2e-6 * inner**0.5 + 1e-6)
+
+
+@built
+def test_strided_rows_and_threads() -> None:
+    whole, weight = torch.randn(6, 300), torch.randn(40, 100)
+    expected = whole[:, 100:200] @ weight.t()
+    torch.testing.assert_close(native.linear(whole[:, 100:200], weight), expected)
+    torch.testing.assert_close(native.linear(whole.t()[:100].t(), weight), whole[:, :100] @ weight.t())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        torch.testing.assert_close(native.linear(whole[:, 100:200], weight), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@built
+def test_native_linear_takes_any_number_of_rows() -> None:
+    layer = native.NativeLinear(torch.randn(33, 70).bfloat16(), torch.randn(33))
+    layer.few = 4
+    assert layer.parameters == 33 * 71
+    for rows in (1, 4, 5, 50):
+        x = torch.randn(rows, 70)
+        torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, layer.weight.float(), layer.bias))
+
+
+def child(home: Path, code: str, **env: str) -> subprocess.Popen:
+    env = os.environ | {"QWENCH_HOME": str(home), **env}
+    return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+
+
+SAY = (
+    "from qwench.ops.kernels import native as n; import json; c = n.available(); print(json.dumps([c.value, c.reason]))"
+)
+
+
+@built
+def test_first_uses_at_once_and_why_not(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong-cc"
+    wrong.write_text("#!/bin/sh\necho 'native.c: error: planted'; echo 'error: planted' >&2\ntest \"$1\" = --version\n")
+    wrong.chmod(0o755)
+    both = [child(tmp_path / "home", SAY) for _ in range(2)]
+    none = child(tmp_path / "none", SAY, PATH="/nowhere", CC="")
+    failed = child(tmp_path / "none", SAY, CC=str(wrong))
+    for process in both:
+        assert json.loads(process.communicate()[0])[0] is True
+    assert [p.suffix for p in (tmp_path / "home/cache/kernels").iterdir()] == [".so"]
+    assert "no C compiler" in json.loads(none.communicate()[0])[1]
+    value, reason = json.loads(failed.communicate()[0])
+    assert not value
+    assert "planted" in reason
+
+
+def test_a_wrong_library_is_found() -> None:
+    class Wrong:
+        @staticmethod
+        def qwench_linear(matrix: int, x: int, stride: int, y: int, rows: int, add: int, threads: int) -> None:
+            """Writes nothing: what was in memory stays."""
+
+    assert "wrong" in native._check(Wrong, torch)
+
+
+def test_the_key_names_compiler_and_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = build.key(build.compiler())
+    monkeypatch.setattr(build, "cpu_words", lambda: "another CPU")
+    assert build.key(build.compiler()) != before
