@@ -92,7 +92,7 @@ class CausalDecoder(DecoderEncoder):
         self._values = [torch.empty(0)] * len(self.layers)
         self._tables: tuple[Tensor, Tensor] | None = None
         self._native: DecodeStep | None = None
-        if not self.gate_rows and DecodeStep.fits(self.layers, self.head_dim):
+        if DecodeStep.fits(self.layers, self.head_dim):
             self._native = DecodeStep(self.layers, self.heads, self.kv_heads, self.head_dim, self.eps)
 
     def length(self, slot: int) -> int:
