@@ -169,6 +169,7 @@ class Work:
             log_every=o.log_every or max(steps // 100, 1),
             autocast=o.train == "all" and self.dtype.value == "bfloat16",
             checkpointing=o.gradient_checkpointing,
+            frozen=o.train == "added",
             seed=o.seed,
             device=self.device.value.partition(":")[0],
             threads=pick_threads(o.threads).value,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SCHEDULES = ("wsd", "cosine")
+#: the aggregator's rate over the prefixes': at the same rate it settles on one stream before the others have learnt
+AGGREGATOR = 0.01
 #: share of the steps in which the wsd schedule comes down
 DECAY = 0.2
 HISTORY, WHOLE = "history.jsonl", ".complete"
@@ -34,10 +36,11 @@ class TrainOptions:
 
     Attributes:
         steps: of the optimiser, each over batch * grad_accum sequences a process.
-        lr: peak learning rate; schedule: wsd (warm up, stay, come down) or cosine.
+        lr: peak learning rate, of fresh aggregators AGGREGATOR of it; schedule: wsd (warm up, stay, come down) or cosine.
         warmup: steps. clip: largest norm of the gradient.
         save_every, eval_every, log_every: steps; 0 never.
         autocast: compute in bfloat16 over float32 weights.
+        frozen: the decoder is; what is trained is fresh.
     """
 
     steps: int
@@ -52,6 +55,7 @@ class TrainOptions:
     log_every: int = 1
     autocast: bool = False
     checkpointing: bool = False
+    frozen: bool = True
     seed: int = 0
     device: str = "cpu"
     threads: int = 0
@@ -279,6 +283,16 @@ def _trainer(
                     "use a smaller --lr, or --dtype float32; --resume goes on from the last checkpoint",
                 )
             return (out["loss"], out) if return_outputs else out["loss"]
+
+        def create_optimizer(self, model: Any = None) -> Any:
+            if o.frozen and self.optimizer is None:
+                slow, fast = [], []
+                for at, parameter in module.named_parameters():
+                    if parameter.requires_grad:
+                        (slow if ".aggregate_layer." in at else fast).append(parameter)
+                groups = [{"params": fast, "lr": o.lr}, {"params": slow, "lr": o.lr * AGGREGATOR}]
+                self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
+            return super().create_optimizer(model)
 
         def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
             assert output_dir is not None
