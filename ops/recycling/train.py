@@ -36,7 +36,8 @@ class TrainOptions:
 
     Attributes:
         steps: of the optimiser, each over batch * grad_accum sequences a process.
-        lr: peak learning rate, of fresh aggregators AGGREGATOR of it; schedule: wsd (warm up, stay, come down) or cosine.
+        lr: peak learning rate, of fresh aggregators AGGREGATOR of it.
+        schedule: wsd (warm up, stay, come down) or cosine.
         warmup: steps. clip: largest norm of the gradient.
         save_every, eval_every, log_every: steps; 0 never.
         autocast: compute in bfloat16 over float32 weights.
