@@ -264,8 +264,8 @@ def test_minilm_and_its_fine_tune(qwench, tmp_path: Path, capsys: pytest.Capture
     """A real model, a real text: the curve between it and its fine-tune, and the winner written."""
     source, texts = minilm(), docstrings()
     assert len(texts) > 1000
-    held = texts[:: len(texts) // 400]
-    used = [t for i, t in enumerate(texts) if i % (len(texts) // 400)]
+    held = texts[:: len(texts) // 200]
+    used = [t for i, t in enumerate(texts) if i % (len(texts) // 200)]
     tuned(source, tmp_path / "tuned", used, 200)
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps({"query": q, "positive": p}) for q, p in held))
     how = ["--sweep", "t=0:1:0.1", "--eval", f"retrieval:{tmp_path / 'pairs.jsonl'}", "--plot", tmp_path / "curve.png"]
