@@ -48,6 +48,7 @@ class ChatOptions:
     slots: int = 1
     device: str = "auto"
     dtype: str = "auto"
+    kernels: str = "auto"
     quantize: str = "none"
     engine: str = "auto"
     threads: int = 0
@@ -98,12 +99,14 @@ class Chat:
             context=o.context,
             slots=o.slots,
             engine=o.engine,
+            kernels=o.kernels,
             threads=threads.value,
         )
         for name, choice in (
             ("engine", self.loaded.runner),
             ("device", self.loaded.device),
             ("dtype", self.loaded.dtype),
+            ("kernels", self.loaded.kernels),
         ):
             yield Chose(name, choice.value, choice.reason)
         self.think = Think.of(self.loaded.tokenizer, o.think_message)

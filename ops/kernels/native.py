@@ -114,7 +114,9 @@ def _product(lib: Any, x: Tensor, matrix: Matrix) -> Tensor:
     if x.stride(-1) != 1:
         x = x.contiguous()
     y = torch.empty((rows, matrix.n))
-    lib.qwench_linear(ctypes.addressof(matrix), x.data_ptr(), x.stride(0), y.data_ptr(), rows, 0, torch.get_num_threads())
+    lib.qwench_linear(
+        ctypes.addressof(matrix), x.data_ptr(), x.stride(0), y.data_ptr(), rows, 0, torch.get_num_threads()
+    )
     return y
 
 
