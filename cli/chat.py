@@ -9,7 +9,7 @@ import typer
 
 from . import out
 from .errors import ExitCode
-from .options import Device, Dtype, Json, Model, Offline, Quiet, Revision, Threads, Verbose
+from .options import Device, Dtype, Json, Kernels, Model, Offline, Quiet, Revision, Threads, Verbose
 
 EPILOG = """\b
 examples:
@@ -74,6 +74,7 @@ def chat(
     engine: Annotated[str, typer.Option(help="torch, llama.cpp (for .gguf files), or auto.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
     threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -106,6 +107,7 @@ def chat(
         slots=batch if prompts else 1,
         device=device,
         dtype=dtype,
+        kernels=kernels,
         quantize=quantize,
         engine=engine,
         threads=threads,

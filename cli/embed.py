@@ -7,7 +7,7 @@ import typer
 
 from . import hits
 from .errors import ExitCode
-from .options import Device, DryRun, Dtype, Json, KeepGoing, Model, Offline, Quiet, Revision, Threads, Verbose
+from .options import Device, DryRun, Dtype, Json, KeepGoing, Kernels, Model, Offline, Quiet, Revision, Threads, Verbose
 from .out import clock, size, start
 
 EPILOG = """\b
@@ -55,6 +55,7 @@ def embed(
     keep_going: KeepGoing = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
     threads: Threads = 0,
     dry_run: DryRun = False,
     json: Json = False,
@@ -105,6 +106,7 @@ def embed(
             max_tokens=max_tokens,
             device=device,
             dtype=dtype,
+            kernels=kernels,
             quantize=quantize,
             threads=threads,
             batch_tokens=batch_tokens,

@@ -55,6 +55,14 @@ Dtype = Annotated[
         autocompletion=_choices("auto", "float32", "bfloat16", "float16"),
     ),
 ]
+Kernels = Annotated[
+    str,
+    typer.Option(
+        help="auto, eager, native (C, on the CPU), triton or compiled.",
+        envvar="QWENCH_KERNELS",
+        autocompletion=_choices("auto", "eager", "native", "triton", "compiled"),
+    ),
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.", envvar="QWENCH_THREADS")]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, errors too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk but errors and lost inputs.")]

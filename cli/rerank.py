@@ -7,7 +7,7 @@ import typer
 
 from . import hits, out
 from .errors import ExitCode
-from .options import Device, Dtype, Json, KeepGoing, Model, Offline, Quiet, Revision, Threads, Verbose
+from .options import Device, Dtype, Json, KeepGoing, Kernels, Model, Offline, Quiet, Revision, Threads, Verbose
 
 EPILOG = """\b
 examples:
@@ -58,6 +58,7 @@ def rerank(
     keep_going: KeepGoing = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
     threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -116,6 +117,7 @@ def rerank(
             long=long,
             device=device,
             dtype=dtype,
+            kernels=kernels,
             quantize=quantize,
             threads=threads,
             batch_tokens=batch_tokens,

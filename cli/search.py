@@ -6,7 +6,7 @@ import typer
 
 from . import hits, out
 from .errors import ExitCode
-from .options import Device, Dtype, Index, Json, Offline, Quiet, Threads, Verbose, complete_model
+from .options import Device, Dtype, Index, Json, Kernels, Offline, Quiet, Threads, Verbose, complete_model
 
 EPILOG = """\b
 examples:
@@ -41,6 +41,7 @@ def search(
     offline: Offline = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    kernels: Kernels = "auto",
     threads: Threads = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -77,6 +78,7 @@ def search(
         task=task,
         device=device,
         dtype=dtype,
+        kernels=kernels,
         threads=threads,
         mark=mark and not files_only,
         exact=exact,

@@ -49,6 +49,7 @@ class ChatOptions:
     slots: int = 1
     device: str = "auto"
     dtype: str = "auto"
+    kernels: str = "auto"
     quantize: str = "none"
     engine: str = "auto"
     threads: int = 0
@@ -100,6 +101,7 @@ class Chat:
             context=o.context,
             slots=o.slots,
             engine=o.engine,
+            kernels=o.kernels,
             threads=threads.value,
             streams=o.streams,
         )
@@ -107,6 +109,7 @@ class Chat:
             ("engine", self.loaded.runner),
             ("device", self.loaded.device),
             ("dtype", self.loaded.dtype),
+            ("kernels", self.loaded.kernels),
         ):
             yield Chose(name, choice.value, choice.reason)
         self.think = Think.of(self.loaded.tokenizer, o.think_message)

@@ -46,6 +46,7 @@ class SearchOptions:
     task: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+    kernels: str = "auto"
     threads: int = 0
     mark: bool = True
     exact: bool = False
@@ -71,7 +72,7 @@ def search(options: SearchOptions) -> Events:
     index = open_for_search(options.index)
     yield Started("load", None, "")
     model = load_for(index.fingerprint, options)
-    for name in ("device", "dtype", "threads", "engine"):
+    for name in ("device", "dtype", "threads", "engine", "kernels"):
         yield Chose(name, model.choices[name].value, model.choices[name].reason)
     prompt = index.fingerprint.prompt_query
     if options.task is not None:
@@ -102,7 +103,9 @@ def _reranked(options: SearchOptions, hits: list[dict[str, Any]]) -> Generator[E
     from .models.reranker import Reranker, RerankSettings, Scored
 
     yield Started("load", None, "")
-    settings = RerankSettings(device=options.device, dtype=options.dtype, threads=options.threads)
+    settings = RerankSettings(
+        device=options.device, dtype=options.dtype, kernels=options.kernels, threads=options.threads
+    )
     reranker = Reranker(resolve(options.rerank, None, options.offline), settings)
     yield Chose("rerank", reranker.choices["kind"].value, reranker.choices["kind"].reason)
     yield Started("rerank", len(hits), "")
@@ -141,6 +144,7 @@ def load_for(fingerprint: Fingerprint, options: SearchOptions) -> Embedder:
         max_tokens=fingerprint.max_tokens,
         device=options.device,
         dtype=dtype,
+        kernels=options.kernels,
         threads=options.threads,
     )
     return Embedder(checkpoint, settings)

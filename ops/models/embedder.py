@@ -38,6 +38,7 @@ class EmbedSettings:
     device: str = "auto"
     dtype: str = "auto"
     quantize: str = "none"
+    kernels: str = "auto"
     threads: int = 0
     batch_tokens: int = 0
 
@@ -61,7 +62,13 @@ class Embedder:
         steady_heap()
         threads = pick_threads(settings.threads)
         torch.set_num_threads(threads.value)
-        loaded = load_encoder(checkpoint, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
+        loaded = load_encoder(
+            checkpoint,
+            device=settings.device,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            kernels=settings.kernels,
+        )
         self.encoder = loaded.encoder
         self.layout = read_layout(checkpoint.path, loaded.config)
         self.tokenizer = load_embed_tokenizer(checkpoint, self.layout, loaded.config)
@@ -80,6 +87,7 @@ class Embedder:
             "dtype": loaded.dtype,
             "threads": threads,
             "engine": loaded.engine,
+            "kernels": loaded.kernels,
             "pooling": Choice(self.layout.pooling, self.layout.reason),
             "batch_tokens": self.schedule.choice,
         }

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
-from .device import Choice, pick_device, pick_dtype
+from ..kernels.choose import pick_kernels, use
+from .device import DTYPES, Choice, pick_device, pick_dtype
 from .hub import Checkpoint
-from .linear import linear_maker
+from .linear import linear_maker, native_maker
 from .st_layout import DECODERS
 from .weights import Weights
 
@@ -39,6 +40,7 @@ class Loaded:
     device: Choice
     dtype: Choice
     engine: Choice
+    kernels: Choice
     head: Any = None
 
 
@@ -49,6 +51,7 @@ def load_encoder(
     dtype: str = "auto",
     quantize: str = "none",
     head: Head | None = None,
+    kernels: str = "auto",
 ) -> Loaded:
     """Load a text encoder, with a score head where a `head` function takes one.
 
@@ -83,16 +86,22 @@ def load_encoder(
         numbers = Choice("float32", f"what --quantize {quantize} computes its activations in")
     else:
         numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
-    linear = linear_maker(quantize, where.value)
+    linear, fast, kept = linear_maker(quantize, where.value), pick_kernels(kernels, where.value), {}
+    if quantize == "none" and (found := native_maker(fast.value, numbers.value)):
+        linear = found
+        if kind != "bert" and weights.stored_dtype in DTYPES:
+            # The product widens in registers: exact, at half the memory.
+            kept = {"kept": getattr(torch, weights.stored_dtype)}
+    use(fast.value)
     taken = None
     try:
         if head is not None:
             taken = head(weights, config, getattr(torch, numbers.value), where.value)
-        encoder = Encoder(config, weights, getattr(torch, numbers.value), where.value, linear)
+        encoder = Encoder(config, weights, getattr(torch, numbers.value), where.value, linear, **kept)
     except KeyError as error:
         raise QwenchError(f"config.json lacks {error}: `{folder}`", "download or copy the model again") from error
     weights.close(family.UNUSED)
-    return Loaded(encoder, config, where, numbers, Choice("packed", f"{kind} runs without padding"), taken)
+    return Loaded(encoder, config, where, numbers, Choice("packed", f"{kind} runs without padding"), fast, taken)
 
 
 def _generic(
@@ -115,4 +124,6 @@ def _generic(
     numbers = pick_dtype(dtype, where.value, Weights(checkpoint.path).stored_dtype)
     model = GenericEncoder if head is None else GenericClassifier
     encoder = model(checkpoint.path, config, getattr(torch, numbers.value), where.value)
-    return Loaded(encoder, config, where, numbers, Choice("transformers", reason))
+    return Loaded(
+        encoder, config, where, numbers, Choice("transformers", reason), Choice("eager", "transformers has its own")
+    )

@@ -40,6 +40,7 @@ class RerankSettings:
     device: str = "auto"
     dtype: str = "auto"
     quantize: str = "none"
+    kernels: str = "auto"
     threads: int = 0
     batch_tokens: int = 0
 
@@ -89,7 +90,7 @@ class Reranker:
         torch.set_num_threads(threads.value)
         config = read_json(checkpoint.path / "config.json") if checkpoint.path.is_dir() else {}
         kind = decide_kind(checkpoint.path, config, settings.kind)
-        shared = {"device": settings.device, "dtype": settings.dtype, "quantize": settings.quantize}
+        shared = {name: getattr(settings, name) for name in ("device", "dtype", "quantize", "kernels")}
         self.scorer: PromptScorer | PairScorer
         if kind.value == "cross-encoder":
             if settings.instruction is not None:
@@ -107,6 +108,7 @@ class Reranker:
             "dtype": loaded.dtype,
             "threads": threads,
             "engine": loaded.engine,
+            "kernels": loaded.kernels,
             "batch_tokens": self.schedule.choice,
             "sigmoid": self.sigmoid,
             **self.scorer.choices,
