@@ -113,7 +113,7 @@ def linear(job: Job, flat: list[Tensor]) -> Iterator[Tensor]:
 def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype) -> Iterator[Tensor]:
     """Spherical interpolation of the un-normalised vectors; linear where they are nearly parallel (|cos| > 0.9995).
 
-    Sums are float64 over pieces in `dtype`; the result is float64, so that nothing is rounded before its cast.
+    All of it is float64, so that nothing is rounded before the cast.
     t = 0 and t = 1 are a and b to the bit.
     """
     import torch
@@ -126,7 +126,7 @@ def slerp(a: Tensor, b: Tensor, t: float, dtype: torch.dtype) -> Iterator[Tensor
     aa = bb = ab = 0.0
     for at in range(0, a.numel(), STEP):
         # Copies: the sums of a product depend on how its operands lie in memory, and files place tensors differently.
-        x, y = (v[at : at + STEP].to(dtype, copy=True) for v in (a, b))
+        x, y = (v[at : at + STEP].to(torch.float64, copy=True) for v in (a, b))
         aa, bb, ab = aa + float(x.dot(x)), bb + float(y.dot(y)), ab + float(x.dot(y))
     ca, cb = coefficients(aa, bb, ab, t)
     for at in range(0, a.numel(), STEP):
