@@ -3,7 +3,7 @@
     python benchmarks/parscale.py                       # SmolLM2-135M and Qwen3-0.6B shapes, P 1 2 4 8, batch 1 and 4
     python benchmarks/parscale.py --shapes 135m --streams 1,4 --batches 1
 
-Random weights in bfloat16, a prefix of 48 tokens, prompts of 512 random ids; every case runs in a process of its own.
+Random weights in bfloat16, a prefix of 48 tokens, prompts of 128 random ids; every case runs in a process of its own.
 Ours is the engine behind `qwench chat`. `passes` is P times ours with one stream. `naive` replicates the batch in
 transformers: the same model through its own classes, prefixes copied to every row and put before the keys in each step,
 a DynamicCache; float32 and bfloat16 are both tried, and the faster one counts. `model` is max(bytes / bandwidth,
@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PREFILL, STEPS, PREFIX = 512, 24, 48
+PREFILL, STEPS, PREFIX = 128, 24, 48
 COMMON = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "eos_token_id": 0}
 SHAPES = {
     "135m": COMMON
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="135m,0.6b")
     parser.add_argument("--streams", default="1,2,4,8")
     parser.add_argument("--batches", default="1,4")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:
