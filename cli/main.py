@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..ops import settings
-from . import chat, config, convert, diff, embed, inspect, merge, models, out, rerank, search
+from . import bench_kernels, chat, config, convert, diff, embed, inspect, merge, models, out, rerank, search
 from .errors import boundary
 
 EPILOG = """\b
@@ -27,6 +27,7 @@ COMMANDS = [
     ("merge", merge.merge, merge.EPILOG, "Checkpoints"),
     ("inspect", inspect.inspect, inspect.EPILOG, "Checkpoints"),
     ("diff", diff.diff, diff.EPILOG, "Checkpoints"),
+    ("bench-kernels", bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     ("models", models.models, models.EPILOG, "This machine"),
     ("config", config.config, config.EPILOG, "This machine"),
 ]
