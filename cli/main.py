@@ -8,6 +8,7 @@ import typer
 
 from ..ops import settings
 from . import (
+    bench_kernels,
     chat,
     config,
     convert,
@@ -44,6 +45,7 @@ COMMANDS = [
     ("diff", diff.diff, diff.EPILOG, "Checkpoints"),
     ("parscale-recycle", parscale_recycle.parscale_recycle, parscale_recycle.EPILOG, "Streams"),
     ("parscale-law", parscale_law.parscale_law, parscale_law.EPILOG, "Streams"),
+    ("bench-kernels", bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     ("models", models.models, models.EPILOG, "This machine"),
     ("config", config.config, config.EPILOG, "This machine"),
 ]

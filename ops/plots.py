@@ -101,18 +101,19 @@ def recycle_curves(runs: dict[str, list[dict[str, Any]]], losses: dict[str, floa
         curves.set_xlabel("tokens, thousands")
         curves.set_ylabel("training loss, nats")
         if runs:
-            curves.legend(frameon=False)
+            curves.legend(frameon=False, labelcolor=INK)
         curves.set_title(title, color=INK)
         names = [n for n in losses if n != "base"]
-        bars.barh(names, [losses[n] for n in names], color=COLORS[0], alpha=0.8)
+        for i, name in enumerate(names):
+            bars.scatter([losses[name]], [i], color=COLORS[0], zorder=3)
+            bars.annotate(f"{losses[name]:.4f}", (losses[name], i), (0, 7), textcoords="offset points", ha="center")
         bars.axvline(losses["base"], color=COLORS[1], label=f"base {losses['base']:.4f}")
         low, high = min(losses.values()), max(losses.values())
-        bars.set_xlim(low - 0.3 * (high - low + 1e-3), high + 0.2 * (high - low + 1e-3))
-        for i, name in enumerate(names):
-            bars.text(losses[name], i, f" {losses[name]:.4f}", va="center", color=INK, fontsize=9)
-        bars.invert_yaxis()
+        bars.set_xlim(low - 0.1 * (high - low + 1e-3), high + 0.1 * (high - low + 1e-3))
+        bars.set_yticks(range(len(names)), names)
+        bars.set_ylim(len(names) - 0.5, -0.9)
         bars.set_xlabel("held-out loss, nats a token")
-        bars.legend(frameon=False, loc="lower right")
+        bars.legend(frameon=False, loc="lower right", labelcolor=INK)
 
 
 def scaling_curves(
@@ -176,3 +177,64 @@ def sweep_curve(
         axis.set_xlabel(name)
         axis.set_ylabel(metric.replace("_", " "))
         axis.legend(frameon=False, labelcolor=INK)
+
+
+def roofline(rows: list[dict[str, Any]], roof: dict[str, Any], path: Path) -> None:
+    """FLOP a second against FLOP a byte of the fastest right provider of each kernel, under the measured roof."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in (r for r in rows if r["status"] == "ok" and r["bytes"]):
+        key = (row["kernel"], f"{row['dtype']} {row['batch']} {row['seq']} {row['streams']}")
+        if key not in best or row["median"] < best[key]["median"]:
+            best[key] = row
+    with figure(path, 1, (7.5, 4.8)) as (axis,):
+        points = [(r["flops"] / r["bytes"], r["flops"] / r["median"] / 1e9, r) for r in best.values()]
+        ends = [min([0.1, *(x for x, _, _ in points)]) / 2, max([100.0, *(x for x, _, _ in points)]) * 2]
+        for color, (kind, peak) in zip(("#7a7f87", "#a0a6ae", "#555b63"), roof["peak"].items(), strict=False):
+            ridge = peak / roof["bandwidth"]
+            xs = [ends[0], ridge, max(ends[1], ridge * 2)]
+            ys = [min(x * roof["bandwidth"], peak) / 1e9 for x in xs]
+            axis.plot(xs, ys, color=color, label=f"measured roof, {kind}: {peak / 1e9:,.0f} GFLOP/s")
+        for i, kernel in enumerate(dict.fromkeys(r["kernel"] for _, _, r in points)):
+            own = [(x, y) for x, y, r in points if r["kernel"] == kernel]
+            marker = "os^D"[i // len(COLORS) % 4]
+            axis.scatter(*zip(*own, strict=True), s=28, marker=marker, color=COLORS[i % len(COLORS)], label=kernel)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("FLOP per byte that must move")
+        axis.set_ylabel("GFLOP/s")
+        axis.set_title(f"fastest right provider; memory {roof['bandwidth'] / 1e9:,.0f} GB/s", color=INK)
+        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def latency_by_streams(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time against ParScale's P as a multiple of the time at the least P, each kernel's providers; and what P costs."""
+    swept = [r for r in rows if r["status"] == "ok"]
+    kernels = [k for k in dict.fromkeys(r["kernel"] for r in swept) if len(_streams(swept, k)) > 1]
+    with figure(path, max(len(kernels), 1), (7.0, 2.6)) as axes:
+        if not kernels:
+            axes[0].set_title("no kernel was measured at two numbers of streams", color=INK)
+        for axis, kernel in zip(axes, kernels, strict=False):
+            own = [r for r in swept if r["kernel"] == kernel]
+            first = own[0]
+            own = [r for r in own if all(r[n] == first[n] for n in ("dtype", "batch", "seq"))]
+            counts = _streams(own, kernel)
+            for i, provider in enumerate(dict.fromkeys(r["provider"] for r in own)):
+                line = sorted((r["streams"], r["median"]) for r in own if r["provider"] == provider)
+                axis.plot(*zip(*((p, 1e3 * t) for p, t in line), strict=True), marker="o", ms=4,
+                          color=COLORS[i % len(COLORS)], label=provider)  # fmt: skip
+            floor = sorted({(r["streams"], r["floor_measured"]) for r in own if r["floor_measured"]})
+            if floor:
+                axis.plot(
+                    *zip(*((p, 1e3 * t) for p, t in floor), strict=True), color=INK, ls="--", label="measured roof"
+                )
+            axis.set_xscale("log", base=2)
+            axis.set_yscale("log")
+            axis.set_xticks(counts, [str(c) for c in counts])
+            axis.set_ylabel("milliseconds")
+            axis.set_title(f"{kernel}, {first['shape']}, {first['dtype']}", color=INK, fontsize=10)
+            axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes[-1].set_xlabel("ParScale streams P")
+
+
+def _streams(rows: list[dict[str, Any]], kernel: str) -> list[int]:
+    return sorted({r["streams"] for r in rows if r["kernel"] == kernel})

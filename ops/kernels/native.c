@@ -231,6 +231,16 @@ void qwench_rms_norm(const float *x, const float *weight, float *y, long rows, l
     for (long r = 0; r < rows; r++) norm_row(x + r * n, weight, y + r * n, n, eps);
 }
 
+/* total = x + other, y = its norm. */
+void qwench_add_rms_norm(const float *x, const float *other, const float *weight, float *y, float *total, long rows,
+                         long n, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows * n > 1 << 15)
+    for (long r = 0; r < rows; r++) {
+        for (long i = r * n; i < (r + 1) * n; i++) total[i] = x[i] + other[i];
+        norm_row(total + r * n, weight, y + r * n, n, eps);
+    }
+}
+
 /* Norm per head where there is a weight, then rotary positions of the half-split kind; sin is signed. */
 INLINE void rotate(const float *x, const float *weight, const float *cos, const float *sin, float *y, long d,
                    float eps) {
@@ -269,21 +279,22 @@ void qwench_silu_mul(const float *gate_up, float *y, long rows, long n, int thre
     }
 }
 
-/* y: rows of (heads, d) times sigmoid(gate), one gate a head (each = 1) or an element (each = d). */
-void qwench_gate(float *y, const float *gate, long ldg, long rows, long heads, long d, long each, int threads) {
+/* y = x, rows of (heads, d), times sigmoid(gate), one gate a head (each = 1) or an element (each = d). y may be x. */
+void qwench_gate(const float *x, const float *gate, long ldg, float *y, long rows, long heads, long d, long each,
+                 int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows * heads * d > 1 << 14)
     for (long r = 0; r < rows; r++)
         for (long h = 0; h < heads; h++) {
+            const float *in = x + (r * heads + h) * d, *g = gate + r * ldg + h * each;
             float *out = y + (r * heads + h) * d;
-            const float *g = gate + r * ldg + h * each;
             if (each == 1) {
                 float s = 1.0f / (1.0f + expf(-*g));
-                for (long i = 0; i < d; i++) out[i] *= s;
+                for (long i = 0; i < d; i++) out[i] = in[i] * s;
                 continue;
             }
             long i = 0;
-            for (; i + WIDTH <= d; i += WIDTH) store(out + i, load(out + i) * sigmoid(load(g + i)));
-            for (; i < d; i++) out[i] /= 1.0f + expf(-g[i]);
+            for (; i + WIDTH <= d; i += WIDTH) store(out + i, load(in + i) * sigmoid(load(g + i)));
+            for (; i < d; i++) out[i] = in[i] / (1.0f + expf(-g[i]));
         }
 }
 
@@ -402,7 +413,7 @@ void qwench_step(const Layer *layers, long count, float *x, const float *cos, co
         }
         qwench_attend(a, qkv, wide, slot, lengths, stream, mixed, rows, threads);
         if (gates)
-            qwench_gate(mixed, qkv + wide - gates, wide, rows, a->heads, d, gates / a->heads, threads);
+            qwench_gate(mixed, qkv + wide - gates, wide, mixed, rows, a->heads, d, gates / a->heads, threads);
         qwench_linear(&w->out, mixed, a->heads * d, x, rows, 1, threads);
         qwench_rms_norm(x, w->norm2, normed, rows, hidden, eps, threads);
         qwench_linear(&w->gate_up, normed, hidden, gate_up, rows, 0, threads);

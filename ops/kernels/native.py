@@ -74,7 +74,8 @@ def _declare(lib: Any) -> None:
         "rms_norm": [p, p, p, n, n, f, i],
         "norm_rotate": [p, n, p, p, p, p, n, n, n, f, i],
         "silu_mul": [p, p, n, n, i],
-        "gate": [p, p, n, n, n, n, n, i],
+        "add_rms_norm": [p, p, p, p, p, n, n, f, i],
+        "gate": [p, p, n, p, n, n, n, n, i],
         "attend": [p, p, n, p, p, p, p, n, i],
         "step": [p, n, p, p, p, p, p, p, p, n, f, i],
     }.items():
@@ -270,22 +271,58 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return y
 
 
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(norm of the sum, the sum): x and residual (T, h) float32."""
+    import torch
+
+    x, residual = x.contiguous(), residual.contiguous()
+    y, total = torch.empty_like(x), torch.empty_like(x)
+    _loaded()[0].qwench_add_rms_norm(
+        x.data_ptr(),
+        residual.data_ptr(),
+        weight.data_ptr(),
+        y.data_ptr(),
+        total.data_ptr(),
+        *x.shape,
+        eps,
+        torch.get_num_threads(),
+    )
+    return y, total
+
+
 def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
-    """See gated.gated: y (T, heads * d) float32 contiguous, written into; gate (T, heads) or (T, heads * d)."""
+    """See gated.gated: y (T, heads * d) float32, gate (T, heads) or (T, heads * d) -> (T, heads * d)."""
     import torch
 
     y = y.contiguous()
     if gate.stride(-1) != 1:
         gate = gate.contiguous()
     rows, width = y.shape
+    out = torch.empty_like(y)
     _loaded()[0].qwench_gate(
         y.data_ptr(),
         gate.data_ptr(),
         gate.stride(0),
+        out.data_ptr(),
         rows,
         heads,
         width // heads,
         gate.shape[1] // heads,
         torch.get_num_threads(),
     )
-    return y
+    return out
+
+
+def aggregate(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
+    """See parscale.aggregate: h float32, w0 (P, H_out, H) in any of the three dtypes, the rest float32."""
+    import torch
+
+    streams, tokens, width = h.shape
+    hidden = b0.repeat(tokens, 1)
+    threads, lib = torch.get_num_threads(), _loaded()[0]
+    for stream in range(streams):
+        part, matrix = h[stream].contiguous(), Matrix.of(w0[stream], None)
+        lib.qwench_linear(ctypes.addressof(matrix), part.data_ptr(), width, hidden.data_ptr(), tokens, 1, threads)
+    z = linear(torch.nn.functional.silu(hidden), w2, b2)
+    weights = z.softmax(-1) * (1 - smooth) + smooth / streams
+    return torch.einsum("tp,pth->th", weights, h)

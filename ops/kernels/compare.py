@@ -1,0 +1,71 @@
+"""Two sets of samples: is the second slower, and by how much, on a machine that is never still?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .measure import quantile
+
+#: one-sided chance of the rank test below which a difference counts
+CHANCE = 0.001
+
+
+def rank_chance(old: list[float], new: list[float]) -> float:
+    """Chance of ranks like these if `new` were not slower (Mann and Whitney, normal tails, ties averaged)."""
+    n, m = len(old), len(new)
+    ordered = sorted([(v, 0) for v in old] + [(v, 1) for v in new])
+    ranks, ties, at = 0.0, 0.0, 0
+    while at < len(ordered):
+        end = at
+        while end < len(ordered) and ordered[end][0] == ordered[at][0]:
+            end += 1
+        ranks += sum(who for _, who in ordered[at:end]) * (at + 1 + end) / 2
+        ties += (end - at) ** 3 - (end - at)
+        at = end
+    u, total = ranks - m * (m + 1) / 2, n + m
+    spread = n * m / 12 * (total + 1 - ties / max(total * (total - 1), 1))
+    if spread <= 0:
+        return 1.0
+    return 0.5 * math.erfc((u - n * m / 2) / math.sqrt(2 * spread))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`ratio` is new over old, of the quantile that changed less; `drift` what of it the machine explains."""
+
+    slower: bool
+    faster: bool
+    ratio: float
+    drift: float
+    chance: float
+
+
+def judge(old: list[float], new: list[float], threshold: float, drift: float = 1.0) -> Verdict:
+    """Compare samples of the same thing.
+
+    Slower means: by more than the threshold beyond the machine's drift at the median and at the fast end both (what
+    else runs on a machine makes the slow end slower, never the fast one faster), and by ranks with next to no chance.
+
+    Args:
+        threshold: 0.05 for 5 %.
+        drift: how much slower the machine itself was, from a computation that has not changed; below 1 counts as 1.
+    """
+    drift = max(drift, 1.0)
+    ratios = [quantile(new, at) / quantile(old, at) for at in (0.1, 0.5)]
+    least, most = min(ratios), max(ratios)
+    chance = rank_chance(old, [v / drift for v in new])
+    slower = least / drift > 1 + threshold and chance < CHANCE
+    faster = most < 1 - threshold and rank_chance(new, old) < CHANCE
+    return Verdict(slower, faster, most if faster else least, drift, chance)
+
+
+def drift_of(pairs: list[tuple[list[float], list[float]]]) -> float:
+    """How much slower unchanged computations have become, at their fast end; the most of them, 1 at least."""
+    return max([1.0, *(quantile(new, 0.1) / quantile(old, 0.1) for old, new in pairs)])
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two rows of two files the same measurement."""
+    return tuple(row[n] for n in ("kernel", "provider", "shape", "dtype", "device", "batch", "seq", "streams"))

@@ -1,0 +1,104 @@
+"""What a device could do at best: from its data sheet, and as measured in the same run. Unknown is None."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """Bytes a second, FLOP a second per dtype, and where the figures are from."""
+
+    source: str
+    bandwidth: float | None = None
+    peak: dict[str, float] = field(default_factory=dict)
+
+    def floor(self, flops: int, moved: int, kind: str) -> tuple[float | None, str | None]:
+        """(least seconds, what bounds them: memory or compute); None where a figure is unknown."""
+        peak = self.peak.get(kind)
+        if not self.bandwidth or not peak:
+            return None, None
+        memory, compute = moved / self.bandwidth, flops / peak
+        return max(memory, compute), "memory" if memory >= compute else "compute"
+
+    def told(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+#: part of the name torch gives: (bytes a second, dense FLOP a second in bfloat16/float16, in float32 without TF32)
+SHEETS = {
+    "B200": (8.0e12, 2250e12, 80e12),
+    "H200": (4.8e12, 989e12, 67e12),
+    "H100 PCIe": (2.0e12, 756e12, 51e12),
+    "H100 NVL": (3.9e12, 835e12, 60e12),
+    "H100 80GB HBM3": (3.35e12, 989e12, 67e12),
+    "A100-SXM4-80GB": (2.039e12, 312e12, 19.5e12),
+    "A100-SXM4-40GB": (1.555e12, 312e12, 19.5e12),
+    "A100 80GB PCIe": (1.935e12, 312e12, 19.5e12),
+    "L40S": (0.864e12, 362e12, 91.6e12),
+    "NVIDIA L4": (0.3e12, 121e12, 30.3e12),
+    "RTX 4090": (1.008e12, 165.2e12, 82.6e12),
+    "RTX 3090": (0.936e12, 71e12, 35.6e12),
+    "RTX 5090": (1.792e12, 209.5e12, 104.8e12),
+}
+
+
+def sheet(device: str) -> Roof:
+    """The data sheet's roof of a device; nothing is guessed from a similar name."""
+    if not device.startswith("cuda"):
+        return Roof("none: data sheets of CPUs name no such figures")
+    import torch
+
+    name = torch.cuda.get_device_name(device)
+    for part, (bandwidth, half, single) in SHEETS.items():
+        if part in name:
+            return Roof(f"data sheet of {part}", bandwidth, {"bfloat16": half, "float16": half, "float32": single})
+    return Roof(f"none: `{name}` is not in the table")
+
+
+def measured(device: str, kinds: list[str], seconds: float = 1.0) -> Roof:
+    """Best copy or read of 256 MiB, and best square product per dtype, on this device now."""
+    import torch
+
+    a = torch.ones(1 << 26, device=device)
+    b = torch.empty_like(a)
+    copy = 2 * a.nbytes / _best(lambda: b.copy_(a), device, seconds / 2)
+    read = a.nbytes / _best(a.sum, device, seconds / 2)
+    peak = {}
+    for kind in kinds:
+        side = 8192 if device.startswith("cuda") else 1024
+        x, y = (torch.randn(side, side, device=device).to(getattr(torch, kind)) for _ in range(2))
+        peak[kind] = 2 * side**3 / _best(lambda x=x, y=y: x @ y, device, seconds)
+    if device == "cpu" and "float32" in kinds:
+        peak["float32"] = max(peak["float32"], _native_peak(seconds))
+    which = "copy" if copy >= read else "read"
+    return Roof(f"measured in this run: {which} of 256 MiB, square products", max(copy, read), peak)
+
+
+def _native_peak(seconds: float) -> float:
+    """Our own product's best, which on some CPUs is above the library's: a roof must not lie below a kernel."""
+    import torch
+
+    from . import native
+
+    if not native.available().value:
+        return 0.0
+    x, weight = torch.randn(256, 1024), torch.randn(1024, 1024)
+    return 2 * 256 * 1024**2 / _best(lambda: native.linear(x, weight), "cpu", seconds / 2)
+
+
+def _best(call: Any, device: str, seconds: float) -> float:
+    import torch
+
+    best, until = float("inf"), time.perf_counter() + seconds
+    while True:
+        begun = time.perf_counter()
+        call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+        if time.perf_counter() > until:
+            return best
