@@ -77,7 +77,6 @@ def measured(device: str, kinds: list[str], seconds: float = 1.0) -> Roof:
     copies = [lambda i=i: pieces[i + half].copy_(pieces[i]) for i in range(half)]
     copy = 2 * each / _best(copies, device, seconds / 2)
     read = each / _best([p.sum for p in pieces], device, seconds / 2)
-    del whole, pieces, copies
     peak = {}
     for kind in kinds:
         side = 8192 if cuda else 512
