@@ -22,7 +22,7 @@ demo: $(DEMO)
 	@sh scripts/demo.sh $(BIN)/qwench
 
 test: $(DEMO)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

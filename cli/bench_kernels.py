@@ -56,7 +56,7 @@ def bench_kernels(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure kernels: each provider checked against float64, then timed beside two roofs.
+    """Time kernels beside the roof, once they are right.
 
     Exit code 3 when a provider is wrong, or with --baseline when a slow-down is confirmed by measuring again.
     """

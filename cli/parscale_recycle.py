@@ -13,7 +13,7 @@ EPILOG = """\b
 examples:
   qwench parscale-recycle Qwen/Qwen3-0.6B wide --data docs --tokens 2M --dry-run
   qwench parscale-recycle smollm2 wide --streams 2,4 --data src --include '*.py' --tokens 200k --baseline
-  torchrun --nproc-per-node 8 -m qwench.cli.main parscale-recycle Qwen/Qwen3-8B wide --data org/corpus --tokens 20M
+  qwench parscale-recycle smollm2 wide --config recycle.toml --tokens 200k --resume
 """
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+#: the C kernels are built once for all tests, although each has a home of its own
+KERNELS = {"QWENCH_NATIVE_CACHE": str(Path(tempfile.gettempdir()) / f"qwench-test-kernels-{os.getuid()}")}
+os.environ.update(KERNELS)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -23,7 +27,7 @@ def qwench(tmp_path: Path) -> Run:
 
     def run(*args: object, input: str | bytes | None = None, **options: object) -> subprocess.CompletedProcess[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("QWENCH")}
-        env |= {"QWENCH_HOME": str(tmp_path / "home"), "COLUMNS": "100"} | options.pop("env", {})
+        env |= KERNELS | {"QWENCH_HOME": str(tmp_path / "home"), "COLUMNS": "100"} | options.pop("env", {})
         data = input.encode() if isinstance(input, str) else input
         command = [sys.executable, "-m", "qwench.cli.main", *map(str, args)]
         done = subprocess.run(command, input=data or b"", capture_output=True, env=env, timeout=300, **options)

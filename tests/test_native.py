@@ -52,7 +52,8 @@ def test_native_linear_takes_any_number_of_rows() -> None:
 
 
 def child(home: Path, code: str, **env: str) -> subprocess.Popen:
-    env = os.environ | {"QWENCH_HOME": str(home), **env}
+    shared = {k: v for k, v in os.environ.items() if k != "QWENCH_NATIVE_CACHE"}
+    env = shared | {"QWENCH_HOME": str(home), **env}
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
 
 

@@ -113,7 +113,7 @@ def test_incremental_is_full_is_chunked(base: Path) -> None:
             parts = []
             for ids in TEXT.split(cuts, 1):
                 parts.append(logits(model, ids, past_key_values=cache, use_cache=True))
-            torch.testing.assert_close(torch.cat(parts, 1), full, atol=2e-5, rtol=0)
+            torch.testing.assert_close(torch.cat(parts, 1), full, atol=5e-5, rtol=0)
 
 
 def test_late_tokens_do_not_reach_earlier_ones(base: Path) -> None:

@@ -49,8 +49,8 @@ def cpu_words() -> str:
 
 
 def cache() -> Path:
-    """Where built libraries and their measurements lie."""
-    return folder("cache") / "kernels"
+    """Where built libraries and their measurements lie: QWENCH_NATIVE_CACHE, else below qwench's own cache."""
+    return Path(os.environ.get("QWENCH_NATIVE_CACHE") or folder("cache") / "kernels")
 
 
 def key(compiler_path: str) -> str:

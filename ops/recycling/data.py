@@ -150,7 +150,8 @@ def read_blocks(options: DataOptions, tokenizer: TextTokenizer, end: int) -> Ite
         if len(held) >= options.eval_tokens:
             break
     note = "from --eval-data" if options.eval_data else f"one document in {HOLD_OUT}, by a hash of its name"
-    if own and len(held) < options.seq_len:
+    if own and min(len(held), len(train)) < options.seq_len:
+        train += held
         cut = max(len(train) // HOLD_OUT, options.seq_len)
         held, train = train[-cut:], train[:-cut]
         note = "the end of the text, since there are too few documents to hold some out"
