@@ -16,7 +16,7 @@ examples:
   qwench bench-kernels --save today.json --baseline yesterday.json --fail-over 5%
 """
 
-HEAD = f"{'kernel':20} {'size':>16} {'provider':14} {'time':>10} {'floor':>10} {'of roof':>8} {'eager':>7}"
+HEAD = f"{'kernel':20} {'size':>16} {'provider':14} {'time':>10} {'floor':>10} {'of roof':>8} {'eager':>7} {'noise':>6}"
 
 
 def bench_kernels(
@@ -151,7 +151,8 @@ def _row(row: dict[str, Any]) -> str:
         return f"{start} {row['status'].upper() if row['status'] == 'wrong' else row['status']}: {row['reason']}"
     share = "-" if row["of_roof_measured"] is None else f"{row['of_roof_measured']:.0%}"
     gain = "-" if row["speedup"] is None else f"{row['speedup']:.2f}x"
-    return f"{start} {_time(row['median']):>10} {_time(row['floor_measured']):>10} {share:>8} {gain:>7}"
+    times = f"{_time(row['median']):>10} {_time(row['floor_measured']):>10}"
+    return f"{start} {times} {share:>8} {gain:>7} {row['interval']:>6.0%}"
 
 
 def _talk(streams: Any, result: dict[str, Any]) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from .measure import quantile
 
 #: one-sided chance of the rank test below which a difference counts
-CHANCE = 0.001
+CHANCE = 0.01
+#: quantiles of the fast end
+FAST_END = (0.1, 0.25)
 
 
 def rank_chance(old: list[float], new: list[float]) -> float:
@@ -45,20 +47,25 @@ class Verdict:
 def judge(old: list[float], new: list[float], threshold: float, drift: float = 1.0) -> Verdict:
     """Compare samples of the same thing.
 
-    Slower means: by more than the threshold beyond the machine's drift at the median and at the fast end both (what
-    else runs on a machine makes the slow end slower, never the fast one faster), and by ranks with next to no chance.
+    Slower means: by more than the threshold beyond the machine's drift at the fast end (what else runs on a machine
+    makes the slow end slower, never the fast one faster), and by the ranks of the faster halves with little chance.
 
     Args:
         threshold: 0.05 for 5 %.
         drift: how much slower the machine itself was, from a computation that has not changed; below 1 counts as 1.
     """
     drift = max(drift, 1.0)
-    ratios = [quantile(new, at) / quantile(old, at) for at in (0.1, 0.5)]
+    ratios = [quantile(new, at) / quantile(old, at) for at in FAST_END]
     least, most = min(ratios), max(ratios)
-    chance = rank_chance(old, [v / drift for v in new])
+    mine, theirs = _half(old), _half(new)
+    chance = rank_chance(mine, [v / drift for v in theirs])
     slower = least / drift > 1 + threshold and chance < CHANCE
-    faster = most < 1 - threshold and rank_chance(new, old) < CHANCE
+    faster = most < 1 - threshold and rank_chance(theirs, mine) < CHANCE
     return Verdict(slower, faster, most if faster else least, drift, chance)
+
+
+def _half(values: list[float]) -> list[float]:
+    return sorted(values)[: max(5, len(values) // 2)]
 
 
 def drift_of(pairs: list[tuple[list[float], list[float]]]) -> float:

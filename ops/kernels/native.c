@@ -102,6 +102,10 @@ INLINE void tile(const float *x, long ldx, const void *w, long at, long k, const
     for (; i + WIDTH <= k; i += WIDTH) {
         vf row[MAX_OUTPUTS];
         for (int n = 0; n < N; n++) row[n] = load_as(w, at + n * k + i, kind);
+        /* The rows of the next tile: the memory has several streams to follow while this one is added up. */
+        if (kind == F32 || i % (2 * WIDTH) == 0)
+            for (int n = 0; n < N; n++)
+                __builtin_prefetch((const char *)w + (at + (n + N) * k + i) * (kind == F32 ? 4 : 2));
         for (int m = 0; m < M; m++) {
             vf v = load(x + m * ldx + i);
             for (int n = 0; n < N; n++) acc[m][n] += v * row[n];
@@ -118,7 +122,7 @@ INLINE void tile(const float *x, long ldx, const void *w, long at, long k, const
 /* Outputs of one tile for M rows: what fits the registers beside the loads. */
 INLINE int tile_width(int m) {
 #if WIDTH == 16
-    return m <= 2 ? 8 : m <= 4 ? 4 : 3;
+    return m <= 4 ? 6 : 3;
 #else
     return m == 1 ? 8 : m == 2 ? 4 : m == 3 ? 3 : 2;
 #endif
@@ -223,7 +227,9 @@ INLINE float dot(const float *a, const float *b, long n) {
 /* y = x scaled to a root mean square of one, times the weight. */
 INLINE void norm_row(const float *x, const float *weight, float *y, long n, float eps) {
     float scale = 1.0f / sqrtf(dot(x, x, n) / (float)n + eps);
-    for (long i = 0; i < n; i++) y[i] = x[i] * scale * weight[i];
+    long i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) store(y + i, load(x + i) * scale * load(weight + i));
+    for (; i < n; i++) y[i] = x[i] * scale * weight[i];
 }
 
 void qwench_rms_norm(const float *x, const float *weight, float *y, long rows, long n, float eps, int threads) {
@@ -236,7 +242,9 @@ void qwench_add_rms_norm(const float *x, const float *other, const float *weight
                          long n, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows * n > 1 << 15)
     for (long r = 0; r < rows; r++) {
-        for (long i = r * n; i < (r + 1) * n; i++) total[i] = x[i] + other[i];
+        long i = r * n, end = i + n;
+        for (; i + WIDTH <= end; i += WIDTH) store(total + i, load(x + i) + load(other + i));
+        for (; i < end; i++) total[i] = x[i] + other[i];
         norm_row(total + r * n, weight, y + r * n, n, eps);
     }
 }
@@ -245,8 +253,17 @@ void qwench_add_rms_norm(const float *x, const float *other, const float *weight
 INLINE void rotate(const float *x, const float *weight, const float *cos, const float *sin, float *y, long d,
                    float eps) {
     float scale = weight ? 1.0f / sqrtf(dot(x, x, d) / (float)d + eps) : 1.0f;
-    long half = d / 2;
-    for (long i = 0; i < half; i++) {
+    long half = d / 2, i = 0;
+    for (; i + WIDTH <= half; i += WIDTH) {
+        vf a = load(x + i) * scale, b = load(x + i + half) * scale;
+        if (weight) {
+            a *= load(weight + i);
+            b *= load(weight + i + half);
+        }
+        store(y + i, a * load(cos + i) + b * load(sin + i));
+        store(y + i + half, b * load(cos + i + half) + a * load(sin + i + half));
+    }
+    for (; i < half; i++) {
         float a = x[i] * scale * (weight ? weight[i] : 1.0f);
         float b = x[i + half] * scale * (weight ? weight[i + half] : 1.0f);
         y[i] = a * cos[i] + b * sin[i];
