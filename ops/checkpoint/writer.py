@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: bytes between two syncs with a line in the journal: what a kill loses at most, per worker
 SYNC_BYTES = 256 << 20
+#: bytes between two words of progress
+TELL_BYTES = 8 << 20
 
 
 def header_of(shard: Shard) -> tuple[bytes, dict[str, int]]:
@@ -115,17 +117,20 @@ def _parallel(
     stop = threading.Event()
 
     def write(output: Output) -> None:
-        at = starts[output.name]
+        at, told = starts[output.name], starts[output.name]
         for piece in output.pieces(losses):
             if stop.is_set():
                 return
             data = as_bytes(piece)
             _pwrite(handle, data, at)
             at += len(data)
-            done.put((None, len(data)))
+            # Not for each piece: this thread and the one that listens would wait for one another.
+            if at - told >= TELL_BYTES:
+                done.put((None, at - told))
+                told = at
         for name in output.sources:
             release(name)
-        done.put((output, 0))
+        done.put((output, at - told))
 
     with ThreadPoolExecutor(threads, initializer=_one_thread) as pool:
         futures = [pool.submit(write, output) for output in todo]

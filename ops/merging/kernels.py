@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mergekit.merge_methods.base import MergeMethod
     from torch import Tensor
 
-#: elements of a piece: a few float32 copies of it stay in the cache of a core
-STEP = 1 << 16
+#: elements of a piece: copies of it stay in the cache, and its operations outlast a wait for the interpreter's lock
+STEP = 1 << 17
 _random = threading.Lock()
 
 

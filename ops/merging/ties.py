@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-#: elements of a piece: half the size of other methods', since more copies of it are in use at a time
-STEP = 1 << 15
+#: elements of a piece, as in kernels
+STEP = 1 << 17
 #: most values a threshold is guessed from, and the most that are kept to find it among
 SAMPLE, KEPT = 1 << 16, 1 << 23
 

@@ -102,7 +102,9 @@ class Task:
             for piece in job.run(tensors):
                 for part in piece.split(1 << 20):
                     cast = part.to(target)
-                    origin = first[at : at + len(part)].to(part.dtype)
+                    # The report can do with the dtype of the arithmetic, half of slerp's own.
+                    part = part.to(job.dtype)
+                    origin = first[at : at + len(part)].to(job.dtype)
                     at += len(part)
                     squared = float(part.dot(part))
                     if not squared < float("inf"):
