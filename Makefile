@@ -35,6 +35,7 @@ docs: $(STAMP)
 bench: $(DEMO)
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/rerank.py --only small
+	$(BIN)/python -m qwench.cli.main bench-kernels --quick
 
 clean:
 	rm -rf .venv build demo *.egg-info

@@ -31,7 +31,9 @@ def prompts(batch: int) -> list[list[int]]:
     return [[rng.randrange(100, 40_000) for _ in range(PREFILL)] for _ in range(batch)]
 
 
-def run_ours(model: str, batch: int, engine: str, quantize: str, dtype: str) -> tuple[float, float]:
+def run_ours(
+    model: str, batch: int, engine: str, quantize: str, dtype: str, kernels: str = "auto"
+) -> tuple[float, float]:
     """(seconds of the prefill, seconds of the decode)."""
     from qwench.ops.models.generate import Generator, Request, Turn
     from qwench.ops.models.hub import resolve
@@ -48,6 +50,7 @@ def run_ours(model: str, batch: int, engine: str, quantize: str, dtype: str) -> 
         slots=batch,
         context=2048,
         threads=threads(),
+        kernels=kernels,
     )
     generator = Generator(loaded.engine, loaded.tokenizer, Think.of(loaded.tokenizer), [])
     requests = [
@@ -142,15 +145,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--only", help="engines whose name has one of these words, as float32,bfloat16")
     parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:
         child(json.loads(args.child))
         return
     with tempfile.TemporaryDirectory() as folder:
-        made = {name: f"{folder}/{name}" for name in ("f32", "q8_0.gguf", "q4_1.gguf")}
+        made = {name: f"{folder}/{name}" for name in ("f32", "bf16", "q8_0.gguf", "q4_1.gguf")}
         for name, extra in (
             ("f32", ["--dtype", "float32"]),
+            ("bf16", ["--dtype", "bfloat16"]),
             ("q8_0.gguf", ["--dtype", "q8_0"]),
             ("q4_1.gguf", ["--dtype", "q4_1"]),
         ):
@@ -161,11 +166,12 @@ def main() -> None:
         peer = {"kind": "transformers", "model": made["f32"]}
         engines = {
             "ours float32": (ours, 4.0),
+            "ours float32, eager": (ours | {"kernels": "eager"}, 4.0),
             "ours int8": (ours | {"quantize": "int8"}, 1.0),
             "ours int4": (ours | {"quantize": "int4"}, 0.625),
             "transformers float32": (peer | {"dtype": "float32"}, 4.0),
             "transformers bfloat16": (peer | {"dtype": "bfloat16"}, 2.0),
-            "ours bfloat16": (ours | {"dtype": "bfloat16"}, 2.0),
+            "ours bfloat16 weights": (ours | {"model": made["bf16"], "dtype": "auto"}, 2.0),
         }
         from importlib.util import find_spec
 
@@ -174,6 +180,8 @@ def main() -> None:
                 file = made[f"{name}.gguf"]
                 engines[f"ours llama.cpp {name}"] = (llama | {"model": file}, size)
                 engines[f"llama.cpp {name}"] = ({"kind": "llama.cpp", "model": file}, size)
+        if args.only:
+            engines = {n: e for n, e in engines.items() if any(w in n for w in args.only.split(","))}
         found: dict[tuple[str, int], list[dict]] = {}
         for _ in range(args.rounds):
             for batch in (1, 8):
@@ -207,10 +215,16 @@ def report(engines: dict, found: dict, count: int) -> None:
         )
         print(f"{name:26s} {batch:5d} {prefill:14.1f} {decode:13.1f} {decode / limit:9.1%} {peak / 1e6:8.0f}")
     speed = {(r["engine"], r["batch"]): r["decode"] for r in rows}
-    pairs = [("ours float32", "transformers float32"), ("ours bfloat16", "transformers bfloat16")]
+    pairs = [("ours float32", "transformers float32"), ("ours bfloat16 weights", "transformers bfloat16")]
+    pairs += [("ours float32", "ours float32, eager")]
     pairs += [("ours int8", "llama.cpp q8_0"), ("ours int4", "llama.cpp q4_1")]
     pairs += [(f"ours llama.cpp {q}", f"llama.cpp {q}") for q in ("q8_0", "q4_1")]
-    ratios = {f"{a} / {b}, batch {n}": speed[a, n] / speed[b, n] for a, b in pairs for n in (1, 8) if (b, n) in speed}
+    ratios = {
+        f"{a} / {b}, batch {n}": speed[a, n] / speed[b, n]
+        for a, b in pairs
+        for n in (1, 8)
+        if {(a, n), (b, n)} <= speed.keys()
+    }
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}x")
     print(json.dumps({"bandwidth": read, "rows": rows, "ratios": ratios}))
