@@ -13,6 +13,7 @@ from .checkpoint.writer import check_room, write_sides, write_tensors
 from .errors import QwenchError
 from .events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .models.device import pick_threads
+from .models.silence import silence_transformers
 from .recycle_options import RecycleOptions, rank, tokens_of
 from .recycle_report import estimate, result_of
 from .recycle_work import Work
@@ -91,10 +92,7 @@ def _quiet() -> None:
     import logging
     import warnings
 
-    from transformers.utils import logging as library
-
-    library.set_verbosity_error()
-    library.disable_progress_bar()
+    silence_transformers()
     for name in ("accelerate", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|accelerate|torch)\b")

@@ -94,10 +94,13 @@ def rank() -> int:
 
 def steps_of(o: RecycleOptions) -> int:
     """Steps of the optimiser that the token budget is worth, over all processes."""
-    a_step = o.batch * o.grad_accum * o.seq_len * int(os.environ.get("WORLD_SIZE", "1"))
-    return o.steps or max(round(o.tokens / a_step), 1)
+    return o.steps or max(round(o.tokens / _tokens_a_step(o)), 1)
 
 
 def tokens_of(o: RecycleOptions) -> int:
     """Tokens that are trained on."""
-    return steps_of(o) * o.batch * o.grad_accum * o.seq_len * int(os.environ.get("WORLD_SIZE", "1"))
+    return steps_of(o) * _tokens_a_step(o)
+
+
+def _tokens_a_step(o: RecycleOptions) -> int:
+    return o.batch * o.grad_accum * o.seq_len * int(os.environ.get("WORLD_SIZE", "1"))

@@ -180,8 +180,8 @@ class Work:
         from .recycling.measure import held_out, streams_apart
 
         yield Started(f"measure {name}")
-        found = held_out(self.model, self.blocks.held_out, self.o.batch)
-        found |= streams_apart(self.model, self.blocks.held_out, max(self.o.batch // 2, 1))
+        blocks, batch = self.blocks.held_out, self.o.batch
+        found = streams_apart(self.model, blocks, max(batch // 2, 1)) or held_out(self.model, blocks, batch)
         self.losses[name] = found
         yield Produced({"event": "measured", "name": name} | {k: v for k, v in found.items() if k != "by_block"})
 
@@ -203,7 +203,6 @@ class Work:
                 self._live(module)
                 yield from self.measured(f"{name} untrained")
                 (folder / "before.json").write_text(json.dumps(self.losses[f"{name} untrained"]))
-            self._live(module)
             part = self.blocks.held_out[: max(len(self.blocks.held_out) // 4, 1)]
 
             def evaluate() -> dict[str, float]:

@@ -17,6 +17,7 @@ from .checkpoint.writer import write_sides, write_tensors
 from .convert_plan import ConvertOptions, plan_conversion
 from .errors import QwenchError
 from .models.device import pick_threads
+from .models.silence import silence_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +45,8 @@ def stock_model(source: Source, near: Path) -> Iterator[Any]:
     """
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    silence_transformers()
     with tempfile.TemporaryDirectory(dir=near, prefix=".qwench-") as folder:
         path = source.folder
         fork = is_fork(source)

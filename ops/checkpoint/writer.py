@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import QwenchError
 from .cast import Losses, as_bytes, same_bits
@@ -22,9 +21,6 @@ from .safetensors_reader import SafetensorsReader
 from .staging import Staging, sync
 from .tensors import NAMES
 from .torch_reader import TorchReader
-
-if TYPE_CHECKING:
-    pass
 
 #: bytes between two syncs with a line in the journal: what a kill loses at most, per worker
 SYNC_BYTES = 256 << 20

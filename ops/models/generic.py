@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QwenchError
+from .silence import silence_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -65,10 +66,8 @@ def _padded(ids: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
 def _pretrained(auto: str, folder: Path, dtype: dtype, may_lack: str | None = None) -> tuple[Any, list[str]]:
     """(model, names of weights it has no use for), by a transformers auto class."""
     import transformers
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    silence_transformers()
     try:
         model, info = getattr(transformers, auto).from_pretrained(
             folder, dtype=dtype, local_files_only=True, output_loading_info=True, use_safetensors=True

@@ -83,7 +83,7 @@ def attend(
         (T, heads * head_dim), same dtype as q.
     """
     parts = [_sequences(run, q, k, v) for run in runs]
-    return _joined(q, parts, causal=causal, scale=scale, prefix=prefix)
+    return _attended(q, parts, causal=causal, scale=scale, prefix=prefix)
 
 
 def attend_last(
@@ -95,7 +95,7 @@ def attend_last(
         _, keys, values = _sequences(run, k, k, v)
         parts.append((q[at : at + run.count].unsqueeze(2), keys, values))
         at += run.count
-    return _joined(q, parts, causal=False, scale=None, prefix=prefix)
+    return _attended(q, parts, causal=False, scale=None, prefix=prefix)
 
 
 def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
@@ -103,7 +103,7 @@ def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
     return [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in tensors]
 
 
-def _joined(
+def _attended(
     q: Tensor,
     parts: list[tuple[Tensor, ...]],
     *,
@@ -128,11 +128,7 @@ def _joined(
 def _merged(
     q: Tensor, parts: list[tuple[Tensor, ...]], prefix: tuple[Tensor, Tensor], causal: bool, scale: float | None
 ) -> Tensor:
-    """Own and prefix attention apart, joined by their log-sum-exp: the prefix is read in place, never copied.
-
-    softmax over both key sets = (e^a o_a + e^b o_b) / (e^a + e^b), a and b the log-sum-exp of each
-    (Milakov and Gimelshein, arXiv 1805.02867; hydragen, arXiv 2402.05099, section 3).
-    """
+    """Own and prefix attention apart, joined by their log-sum-exp: the prefix is read in place, never copied."""
     import torch
 
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -145,8 +141,18 @@ def _merged(
         outs.append(out.transpose(1, 2).flatten(0, 1))
         lses.append(lse.transpose(1, 2).flatten(0, 1))
     own, own_lse = (x[0] if len(x) == 1 else torch.cat(x) for x in (outs, lses))
-    share = torch.sigmoid(their_lse[0].t() - own_lse).to(q.dtype).unsqueeze(-1)
-    return torch.lerp(own, theirs[0].transpose(0, 1), share).flatten(1)
+    return joined(own, own_lse, theirs[0].transpose(0, 1), their_lse[0].t()).flatten(1)
+
+
+def joined(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> Tensor:
+    """Attentions over two sets of keys as the one over both: outputs (..., d) and their log-sum-exps (...).
+
+    softmax over both = (e^a o_a + e^b o_b) / (e^a + e^b), a and b the log-sum-exp of each
+    (Milakov and Gimelshein, arXiv 1805.02867; hydragen, arXiv 2402.05099, section 3).
+    """
+    import torch
+
+    return torch.lerp(a, b, torch.sigmoid(b_lse - a_lse).to(a.dtype).unsqueeze(-1))
 
 
 def _beside_prefix(

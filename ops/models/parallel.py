@@ -14,13 +14,18 @@ from ..checkpoint.safetensors_reader import SafetensorsReader
 from ..errors import QwenchError
 from .causal import CausalDecoder, Part, Step
 from .linear import Linear, Maker
+from .packed import joined
 from .weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
 SUFFIX = "_parscale"
-ADAPTERS = "adapters"
+
+
+def adapter_name(streams: int) -> str:
+    """Path of the tensors of so many streams below a checkpoint."""
+    return f"adapters/p{streams}.safetensors"
 
 
 def is_added(name: str) -> bool:
@@ -57,7 +62,7 @@ def choose_streams(folder: Path, config: dict[str, Any], weights: Weights, strea
     weights.discard(is_added)
     if wanted == 1:
         return config | {"parscale_n": 1}
-    file = folder / ADAPTERS / f"p{wanted}.safetensors"
+    file = folder / adapter_name(wanted)
     if not file.is_file():
         there = sorted({own, *(int(p.stem[1:]) for p in file.parent.glob("p*.safetensors") if p.stem[1:].isdigit())})
         raise QwenchError(
@@ -133,7 +138,7 @@ class _ParallelStep(Step):
         import torch
 
         super().__init__(model, parts)
-        self.streams, self.prefixes, self.layer = model.streams, iter(model.prefixes), 0
+        self.streams, self.prefixes = model.streams, iter(model.prefixes)
         if self.singles:
             n, p = len(parts), model.streams
             self.rows = torch.arange(n * p, device=model.device)
@@ -156,7 +161,7 @@ class _ParallelStep(Step):
             )
             theirs = _attention(grouped.permute(1, 2, 0, 3, 4).flatten(2, 3), *prefix)
             there = [x.unflatten(2, (n, -1)).permute(2, 0, 1, 3, *range(4, x.dim() + 1)).flatten(0, 1) for x in theirs]
-            return _merge(*own, *there).flatten(1)
+            return joined(*own, *there).flatten(1)
         for part, mask in zip(self.parts, self.masks, strict=True):
             own_rows = slice(part.start * p, (part.start + part.count) * p)
             slot, end = slice(part.slot * p, (part.slot + 1) * p), part.past + part.count
@@ -166,7 +171,7 @@ class _ParallelStep(Step):
             own = _attention(
                 q_, keys[slot, :, :end], values[slot, :, :end], mask, is_causal=mask is None and part.count > 1
             )
-            out = _merge(*own, *_attention(q_, *prefix))
+            out = joined(*own, *_attention(q_, *prefix))
             outs.append(out.permute(2, 0, 1, 3).flatten(0, 1).flatten(1))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -207,11 +212,3 @@ def _float(mask: Tensor | None, like: Tensor) -> Tensor | None:
     if mask is None:
         return None
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, float("-inf"))
-
-
-def _merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> Tensor:
-    """Two attentions over different keys as the one over both: outputs (..., d) and log-sum-exps (...)."""
-    import torch
-
-    share = torch.sigmoid(b_lse - a_lse).to(a.dtype).unsqueeze(-1)
-    return torch.lerp(a, b, share)

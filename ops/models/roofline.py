@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import QwenchError
+from ..kernels.roofs import SHEETS
 
 #: part of a data sheet's figure that the paper's cost model takes as reached (`cost_analysis.py`)
 REACHED_BANDWIDTH, REACHED_FLOPS = 0.9, 0.7
@@ -14,18 +15,24 @@ _SHEET = f"NVIDIA data sheet, dense bf16, {_TIMES}"
 _WHITE = f"NVIDIA Ada and Ampere GA102 white papers, dense bf16 with float32 sums, {_TIMES}"
 _MEASURED = "copy and bf16 GEMM measured on one card, 2026-11"
 
+
+def _sheet(part: str, memory: float, source: str = _SHEET) -> tuple[float, float, float, str]:
+    bandwidth, half, _ = SHEETS[part]
+    return bandwidth / 1e9, half / 1e12, memory, source
+
+
 #: name -> GB/s, TFLOP/s, GB of memory, source; data sheets before their part that is reached
 TABLE: dict[str, tuple[float, float, float, str]] = {
     "h100": (3000, 798, 80, _MEASURED),
     "h200": (4300, 780, 141, f"{_MEASURED}, GEMM the middle of 769 to 798"),
-    "h100-sxm": (3350, 989, 80, _SHEET),
-    "h100-pcie": (2000, 756, 80, _SHEET),
-    "h200-sxm": (4800, 989, 141, _SHEET),
-    "a100": (2039, 312, 80, _SHEET),
-    "a100-40gb": (1555, 312, 40, _SHEET),
-    "l40s": (864, 362, 48, _SHEET),
-    "rtx4090": (1008, 165.2, 24, _WHITE),
-    "rtx3090": (936, 71, 24, _WHITE),
+    "h100-sxm": _sheet("H100 80GB HBM3", 80),
+    "h100-pcie": _sheet("H100 PCIe", 80),
+    "h200-sxm": _sheet("H200", 141),
+    "a100": _sheet("A100-SXM4-80GB", 80),
+    "a100-40gb": _sheet("A100-SXM4-40GB", 40),
+    "l40s": _sheet("L40S", 48),
+    "rtx4090": _sheet("RTX 4090", 24, _WHITE),
+    "rtx3090": _sheet("RTX 3090", 24, _WHITE),
 }
 
 

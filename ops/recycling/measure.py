@@ -26,11 +26,12 @@ def held_out(model: nn.Module, blocks: Tensor, batch: int) -> dict[str, Any]:
 
 
 def streams_apart(model: nn.Module, blocks: Tensor, batch: int) -> dict[str, Any]:
-    """What the streams do on blocks (n, S).
+    """`held_out`, and what the streams do on the blocks, in one pass.
 
     Returns:
-        single: loss of each stream alone; uniform: loss with equal weights; weights: mean weight of each stream;
-        entropy: mean entropy of the weights over ln P; cosine: mean cosine between two streams' hidden states.
+        loss, by_block; single: loss of each stream alone; uniform: loss with equal weights; weights: mean weight of
+        each stream; entropy: mean entropy of the weights over ln P; cosine: mean cosine between two streams' hidden
+        states.
         Empty for one stream.
     """
     import torch
@@ -39,11 +40,12 @@ def streams_apart(model: nn.Module, blocks: Tensor, batch: int) -> dict[str, Any
     if count == 1 or not prefixed(model.config):
         return {}
     single, uniform = torch.zeros(count), 0.0
-    weights, entropy, cosine, seen = torch.zeros(count), 0.0, 0.0, 0
+    weights, entropy, cosine, seen, losses = torch.zeros(count), 0.0, 0.0, 0, []
     with torch.no_grad():
         for ids in blocks.long().to(model.device).split(batch):
             streams = model.eval().model.run_streams(input_ids=ids, use_cache=False).last_hidden_state
-            _, w = model.model.aggregate(streams)
+            mixed, w = model.model.aggregate(streams)
+            losses.append(_by_block(model, mixed, ids))
             split = streams.unflatten(0, (count, -1))
             n = len(ids)
             single += torch.tensor([_by_block(model, h, ids).sum().item() for h in split])
@@ -54,7 +56,10 @@ def streams_apart(model: nn.Module, blocks: Tensor, batch: int) -> dict[str, Any
             total = unit.sum(0).square().sum(-1).mean().item()
             cosine += (total - count) / (count * (count - 1)) * n
             seen += n
+    per = torch.cat(losses)
     return {
+        "loss": per.mean().item(),
+        "by_block": per.tolist(),
         "single": (single / seen).tolist(),
         "uniform": uniform / seen,
         "weights": (weights / seen).tolist(),

@@ -12,8 +12,6 @@ from ..models.modeling_parscale import FAMILIES, LIVE, is_added
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-INITS = ("prompts", "random", "reparam")
-TRAINS = ("added", "all")
 #: keys of a config that say what it was, and not how it computes
 _OLD = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 #: width of the re-parameterised prefixes

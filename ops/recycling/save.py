@@ -13,17 +13,13 @@ from ..checkpoint.sidecars import as_json
 from ..errors import QwenchError
 from ..models import modeling_parscale
 from ..models.modeling_parscale import FAMILIES
+from ..models.parallel import adapter_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MODELING = "modeling_parscale.py"
 KEYS = ("parscale_n", "parscale_n_tokens", "parscale_attn_smooth")
-
-
-def adapter_name(streams: int) -> str:
-    """Path of the streams' own tensors below a checkpoint."""
-    return f"adapters/p{streams}.safetensors"
 
 
 def adapter_bytes(tensors: dict[str, Tensor], said: dict[str, Any]) -> bytes:
