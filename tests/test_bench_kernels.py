@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from qwench.ops import bench_compare, bench_run
 from qwench.ops import bench_kernels as op
 from qwench.ops.errors import QwenchError
 from qwench.ops.kernels import eager, providers, roofs
@@ -26,7 +27,9 @@ RULE = Rule(seconds=0.02, least=5, warm=False)
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "tiny", TINY)
-    monkeypatch.setattr(op, "measured", lambda device, kinds: roofs.Roof("planted", 1e10, dict.fromkeys(kinds, 1e12)))
+    planted = roofs.Roof("planted", 1e10, {"float32": 1e12})
+    monkeypatch.setattr(op, "measured", lambda device, kinds: planted)
+    monkeypatch.setattr(bench_compare, "measured", lambda device, kinds, seconds: planted)
     monkeypatch.setattr("qwench.ops.kernels.measure.COLD_BYTES", 1 << 16)
 
 
@@ -205,7 +208,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock(0)
     plant(monkeypatch, "planted", found.wrap)
     monkeypatch.setattr("qwench.ops.kernels.measure.time.perf_counter", found)
-    monkeypatch.setattr(op, "pulse", lambda device: Sampler(lambda: None, [()], device))
+    monkeypatch.setattr(bench_run, "pulses", lambda device: {"none": Sampler(lambda: None, [()], device)})
+    monkeypatch.setattr(bench_compare, "fresh", bench_compare.measure)
+    monkeypatch.setattr(bench_compare, "PAUSE", 0)
     return found
 
 
@@ -235,18 +240,16 @@ def test_a_suspect_that_is_not_slow_again_is_noise(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     finished(op.bench(options(save=tmp_path / "old.json", **PLANTED)))
-    monkeypatch.setattr(op._Run, "_timed", slow_once(op._Run._timed))
+    clock.factor = 1.2
+
+    def fresh(work: list[op.BenchOptions]) -> list[dict]:
+        clock.factor = 1.0
+        return bench_compare.measure(work)
+
+    monkeypatch.setattr(bench_compare, "fresh", fresh)
     found = finished(op.bench(options(baseline=tmp_path / "old.json", **PLANTED)))["comparison"]
     assert found["slower"] == []
     assert len(found["noise"]) == 2
-
-
-def slow_once(timed):
-    def call(self, row, function, sets):
-        found = timed(self, row, function, sets)
-        return found | {"samples": [100 * s for s in found["samples"]]}
-
-    return call
 
 
 def test_a_row_that_became_wrong_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -260,35 +263,47 @@ def test_a_row_that_became_wrong_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.slow
-def test_the_same_code_passes_twenty_times(tmp_path: Path) -> None:
-    given = {"kernels": ("rms_norm", "swiglu", "decode_product"), "provider_names": ("eager", "native")}
-    given |= {"rule": Rule(0.3, 10, warm=False), "shape": "smollm2-135m"}
-    finished(op.bench(options(save=tmp_path / "old.json", **given)))
-    slower = [
-        finished(op.bench(options(baseline=tmp_path / "old.json", **given)))["comparison"]["slower"] for _ in range(20)
-    ]
-    assert slower == [[]] * 20
+def test_the_same_code_passes_twenty_times(qwench, tmp_path: Path) -> None:
+    args = ["bench-kernels", "rms_norm", "swiglu", "decode_product", "--providers", "eager,native", "--json"]
+    args += ["--shape", "smollm2-135m", "--quick", "--streams", "1,4", "--device", "cpu"]
+    assert qwench(*args, "--save", str(tmp_path / "old.json")).returncode == 0
+    again = [qwench(*args, "--baseline", str(tmp_path / "old.json")) for _ in range(20)]
+    assert [json.loads(done.stdout)["comparison"]["slower"] for done in again] == [[]] * 20
+    assert {done.returncode for done in again} == {0}
+
+
+FIFTH_SLOWER = """
+import os, time
+from qwench.ops.kernels import eager
+from qwench.ops.kernels.providers import Provider
+
+def fifth(gate_up):
+    begun = time.perf_counter()
+    out = eager.silu_mul(gate_up)
+    done = time.perf_counter()
+    if os.path.exists(os.environ["SLOW"]):
+        while time.perf_counter() - done < 0.2 * (done - begun):
+            pass
+    return out
+
+PROVIDERS = {"planted": Provider("planted", lambda function, kind, device: fifth)}
+"""
 
 
 @pytest.mark.slow
-def test_twenty_per_cent_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    slow: list[bool] = []
-
-    def fifth(function):
-        def call(x, weight):
-            if slow:
-                function(x, weight[: len(weight) // 4])
-            return function(x, weight)
-
-        return call
-
-    plant(monkeypatch, "planted", fifth)
-    given = {"kernels": ("decode_product",), "provider_names": ("eager", "planted"), "rule": Rule(1.0, 20, warm=False)}
-    given |= {"shape": "smollm2-135m", "streams": (4,), "batch": (1,)}
-    finished(op.bench(options(save=tmp_path / "old.json", **given)))
-    slow.append(True)
-    found = finished(op.bench(options(baseline=tmp_path / "old.json", **given)))["comparison"]
-    assert [row["what"].split()[:2] for row in found["slower"]] == [["decode_product", "planted"]]
+def test_twenty_per_cent_are_seen(qwench, tmp_path: Path) -> None:
+    """Through the command, so that the slow-down is confirmed in processes of their own."""
+    (tmp_path / "planted.py").write_text(FIFTH_SLOWER)
+    slow, old = tmp_path / "slow", tmp_path / "old.json"
+    env = {"PYTHONPATH": str(tmp_path), "QWENCH_BENCH_PROVIDERS": "planted", "SLOW": str(slow)}
+    args = ["bench-kernels", "swiglu", "--providers", "eager,planted", "--shape", "qwen3-0.6b", "--json"]
+    args += ["--seq", "64,256,512", "--device", "cpu", "--quick"]
+    assert qwench(*args, "--save", str(old), env=env).returncode == 0
+    slow.touch()
+    done = qwench(*args, "--baseline", str(old), env=env)
+    assert done.returncode == 3, done.stderr
+    found = json.loads(done.stdout)["comparison"]["slower"]
+    assert {tuple(row["what"].split()[:2]) for row in found} == {("swiglu", "planted")}
 
 
 def test_roofs_are_bounds_and_unknown_is_none() -> None:

@@ -13,6 +13,9 @@ CHANCE = 0.01
 #: quantiles of the fast end
 FAST_END = (0.1, 0.25)
 
+Key = tuple[Any, ...]
+Rows = dict[Key, dict[str, Any]]
+
 
 def rank_chance(old: list[float], new: list[float]) -> float:
     """Chance of ranks like these if `new` were not slower (Mann and Whitney, normal tails, ties averaged)."""
@@ -73,6 +76,6 @@ def drift_of(pairs: list[tuple[list[float], list[float]]]) -> float:
     return max([1.0, *(quantile(new, 0.1) / quantile(old, 0.1) for old, new in pairs)])
 
 
-def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+def key_of(row: dict[str, Any]) -> Key:
     """What makes two rows of two files the same measurement."""
     return tuple(row[n] for n in ("kernel", "provider", "shape", "dtype", "device", "batch", "seq", "streams"))

@@ -31,11 +31,16 @@ class Rule:
     warm: bool = True
 
 
+def arguments(case: Case, kind: dtype, device: str, seed: int) -> tuple[Any, ...]:
+    """One argument set."""
+    return case.make(Make(kind, device, seed))
+
+
 def inputs(case: Case, kind: dtype, device: str, cold: bool) -> list[tuple[Any, ...]]:
     """Argument sets, enough to leave the caches between two uses of one."""
     import torch
 
-    first = case.make(Make(kind, device, 0))
+    first = arguments(case, kind, device, 0)
     each = sum(t.nbytes for t in first if isinstance(t, torch.Tensor))
     count = min(64, math.ceil(COLD_BYTES / max(each, 1)) + 1) if cold else 1
     return [first, *(tuple(t.clone() if isinstance(t, torch.Tensor) else t for t in first) for _ in range(count - 1))]
@@ -90,7 +95,8 @@ class Sampler:
         self._calls(3)
         each = (time.perf_counter() - begun) / 3
         self.calls = max(1, min(200, math.ceil(LEAST_SAMPLE / max(each, 1e-9))))
-        self._calls(self.calls)
+        # Once round, so that the memory of every result is there.
+        self._calls(len(sets))
 
     def _calls(self, count: int) -> float:
         import torch
@@ -130,18 +136,15 @@ class Sampler:
         return self.samples
 
 
-def pulse(device: str) -> Sampler:
-    """A computation that no version of this package changes: a copy and a product. It tells how the machine is."""
+def pulses(device: str) -> dict[str, Sampler]:
+    """Work that no version of this package changes, which tells how the machine is: its memory, and its arithmetic."""
     import torch
 
-    source = torch.ones(1 << 22, device=device)
-    target, square = torch.empty_like(source), torch.ones(384, 384, device=device)
-
-    def beat() -> None:
-        target.copy_(source)
-        square @ square
-
-    return Sampler(beat, [()], device)
+    pieces, square = torch.ones(8, 1 << 23, device=device), torch.ones(384, 384, device=device)
+    return {
+        "memory": Sampler(torch.sum, [(piece,) for piece in pieces], device),
+        "arithmetic": Sampler(lambda: square @ square, [()], device),
+    }
 
 
 def quantile(values: list[float], at: float) -> float:

@@ -1,0 +1,122 @@
+"""Rows against those of an earlier run: suspects are measured again until they are slower or are not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+from .bench_run import BenchOptions, Run, settle
+from .errors import QwenchError
+from .events import Advanced, Event, Produced, Started
+from .kernels.compare import Key, Rows, Verdict, drift_of, judge, key_of
+from .kernels.measure import quantile
+from .kernels.providers import providers
+from .kernels.roofs import measured
+from .models.device import pick_device, pick_threads
+
+#: times a suspect is measured again, and how many of them must be slower. On a shared machine, 102 comparisons of the
+#: same code named a slow-down 0 times with 4 of 5, once with 3; of planted 20 % a single row showed 65 and 77 %.
+ROUNDS, NEEDED = 5, 4
+#: seconds between two of them, so that one slow moment of the machine is not all of them
+PAUSE = 2.0
+#: seconds, in all, that a comparison gives a machine to be again as it was
+PATIENCE = 30.0
+
+
+def fresh(work: list[BenchOptions]) -> list[dict[str, Any]]:
+    """Rows measured in a new process, for how a process got its memory stays as it is until it ends."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(measure, work).result()
+    except BrokenProcessPool as error:
+        raise QwenchError("the process that measures suspects again has ended", "free memory and run again") from error
+
+
+def measure(work: list[BenchOptions]) -> list[dict[str, Any]]:
+    """Rows without roofs."""
+    import torch
+
+    rows = []
+    for options in work:
+        where = pick_device(options.device).value
+        settle(pick_threads(options.threads).value)
+        with torch.inference_mode():
+            measured(where, list(options.dtypes), 0.1)  # leaves the heap as a run does
+            events = Run(options, where, {}).all(list(options.kernels))
+            rows += [event.row for event in events if isinstance(event, Produced)]
+    return rows
+
+
+def compare(options: BenchOptions, old: Rows, rows: list[dict[str, Any]]) -> Generator[Event, None, dict[str, Any]]:
+    """What became slower (confirmed), faster, wrong or failing, is noise, or is in one run only."""
+    new = {key_of(row): row for row in rows if row["status"] == "ok"}
+    known = {key_of(row) for row in rows}
+    both = [key for key in new if key in old]
+    verdicts = {key: _judged(options, old, new, key) for key in both}
+    suspects = [key for key in both if judge(old[key]["samples"], new[key]["samples"], options.threshold).slower]
+    slower = yield from _confirmed(options, old, suspects)
+    return {
+        "threshold": options.threshold,
+        "compared": len(both),
+        "slower": [{"what": _name(key), "ratio": ratio} for key, ratio in slower.items()],
+        "faster": [{"what": _name(key), "ratio": v.ratio} for key, v in verdicts.items() if v.faster],
+        "noise": [_name(key) for key in suspects if key not in slower],
+        "broken": [_name(key) for key in old if key in known - new.keys()],
+        "only_old": [_name(key) for key in old.keys() - known],
+        "only_new": [_name(key) for key in new.keys() - old.keys()],
+    }
+
+
+def _confirmed(options: BenchOptions, old: Rows, suspects: list[Key]) -> Generator[Event, None, dict[Key, float]]:
+    """Suspects that are slower again and again, with the median of their ratios.
+
+    A measurement that is not slower after the machine's own drift is taken off, with a drift of the threshold or more,
+    says nothing: another takes its place, while there is patience.
+    """
+    ratios: dict[Key, list[float]] = {key: [] for key in suspects}
+    misses, left, end = dict.fromkeys(suspects, 0), list(suspects), time.monotonic() + PATIENCE
+    yield Started("suspects", len(suspects), "rows")
+    while left:
+        rows = fresh([_only(options, key) for key in left])
+        new = {key_of(row): row for row in rows if row["status"] == "ok"}
+        for key in list(left):
+            verdict = _judged(options, old, new, key) if key in new else None
+            if verdict and verdict.slower:
+                ratios[key].append(verdict.ratio / verdict.drift)
+            elif not verdict or verdict.drift <= 1 + options.threshold or time.monotonic() > end:
+                misses[key] += 1
+            if len(ratios[key]) == NEEDED or misses[key] > ROUNDS - NEEDED:
+                left.remove(key)
+                yield Advanced("suspects", 1, detail=_name(key))
+        if left:
+            time.sleep(PAUSE)
+    return {key: quantile(found, 0.5) for key, found in ratios.items() if len(found) == NEEDED}
+
+
+def _judged(options: BenchOptions, old: Rows, new: Rows, key: Key) -> Verdict:
+    pairs = [(samples, new[key]["pulses"][name]) for name, samples in old[key]["pulses"].items()]
+    eager = (key[0], "eager", *key[2:])
+    if key != eager and eager in old and eager in new:
+        pairs.append((old[eager]["samples"], new[eager]["samples"]))
+    return judge(old[key]["samples"], new[key]["samples"], options.threshold, drift_of(pairs))
+
+
+def _only(options: BenchOptions, key: Key) -> BenchOptions:
+    """Options of one row, with that of eager when the run has it."""
+    kernel, provider, _, kind, _, batch, seq, streams = key
+    who = [p.name for p in providers(list(options.provider_names)) if p.name in ("eager", provider)]
+    return replace(
+        options, kernels=(kernel,), dtypes=(kind,), provider_names=tuple(who), batch=(batch,), seq=(seq,),
+        streams=(streams,), rule=replace(options.rule, warm=False),
+    )  # fmt: skip
+
+
+def _name(key: Key) -> str:
+    kernel, provider, shape, kind, _, batch, seq, streams = key
+    return f"{kernel} {provider} {shape} {kind} batch {batch} seq {seq} streams {streams}"
