@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .bench_compare import compare
+from .bench_compare import compare, repeated
 from .bench_run import BenchOptions, Run, settle
 from .errors import QwenchError
 from .events import Chose, Events, Finished, Started, Warned
@@ -55,6 +55,8 @@ def bench(options: BenchOptions) -> Events:
         result |= {"roofs": {n: r.told() for n, r in roofs.items()}, "rows": rows}
         if old is not None:
             result["comparison"] = yield from compare(options, old, rows)
+        if options.save:
+            yield from repeated(options, rows)
     result["clocks"] = {"before": before, "after": clocks(where.value)}
     result["trouble"] = trouble(before, result["clocks"]["after"], where.value)
     for text in result["trouble"]:

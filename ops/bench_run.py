@@ -25,8 +25,6 @@ class BenchOptions:
     Attributes:
         kernels, provider_names: all where empty.
         batch, seq, streams: sweeps.
-        passes: times the whole table is gone through, each for its part of a row's time: a machine's slow half minute
-            then is part of a row, not all of it. 0 is 3 passes where rows are saved or compared, else one.
         threshold: with a baseline, the slow-down that counts, 0.05 for 5 %.
     """
 
@@ -40,7 +38,6 @@ class BenchOptions:
     device: str = "auto"
     threads: int = 0
     rule: Rule = field(default_factory=Rule)
-    passes: int = 0
     save: Path | None = None
     baseline: Path | None = None
     threshold: float = 0.05
@@ -67,7 +64,6 @@ class Run:
         self.shape = SHAPES[options.shape]
         self.pulses = pulses(device)
         self.kinds = {name: getattr(torch, name) for name in DTYPES}
-        self.passes = options.passes or (3 if options.save or options.baseline else 1)
 
     def all(self, names: list[str]) -> Generator[Event, None, list[dict[str, Any]]]:
         """A row for each kernel, size, dtype and provider; a Produced event when it is complete."""
@@ -77,22 +73,20 @@ class Run:
             (kind, case) for kind in o.dtypes for case in cases(names, self.shape, self.kinds[kind].itemsize, sweeps)
         ]
         rows: Rows = {}
-        yield Started("kernels", len(work) * len(self.who) * self.passes, "rows")
-        for turn in range(self.passes):
-            for kind, case in work:
-                sets = inputs(case, self.kinds[kind], self.device, cold=True)
-                for seed, provider in enumerate(self.who, 1):
-                    row = self._row(case, kind, provider)
-                    row = rows.setdefault(key_of(row), row)
-                    function = provider.find(case.function, self.kinds[kind], self.device)
-                    if turn == 0:
-                        self._check(row, function, case, seed)
-                    if row["status"] == "ok":
-                        self._time(row, function, sets)
-                    if turn == self.passes - 1:
-                        self._close(row, rows)
-                        yield Produced(row)
-                    yield Advanced("kernels", 1, detail=f"{row['kernel']} {row['provider']}")
+        yield Started("kernels", len(work) * len(self.who), "rows")
+        for kind, case in work:
+            sets = inputs(case, self.kinds[kind], self.device, cold=True)
+            for seed, provider in enumerate(self.who, 1):
+                row = self._row(case, kind, provider)
+                function = provider.find(case.function, self.kinds[kind], self.device)
+                self._check(row, function, case, seed)
+                if row["status"] == "ok":
+                    self._time(row, function, sets)
+                    eager = row if provider.name == "eager" else rows.get(key_of(row | {"provider": "eager"}))
+                    row["speedup"] = eager["median"] / row["median"] if eager and eager["median"] else None
+                rows[key_of(row)] = row
+                yield Produced(row)
+                yield Advanced("kernels", 1, detail=f"{row['kernel']} {row['provider']}")
         return list(rows.values())
 
     def _row(self, case: Case, kind: str, provider: Provider) -> dict[str, Any]:
@@ -103,8 +97,15 @@ class Run:
         for name, roof in self.roofs.items():
             floor, bound = roof.floor(case.flops, case.bytes, kind)
             row |= {f"floor_{name}": floor, f"of_roof_{name}": None, f"bound_{name}": bound}
-        row |= {"median": None, "p10": None, "p90": None, "warm": None, "speedup": None, "samples": []}
-        return row | {"pulses": {name: [] for name in self.pulses}}
+        return row | {
+            "median": None,
+            "p10": None,
+            "p90": None,
+            "warm": None,
+            "speedup": None,
+            "samples": [],
+            "pulses": {},
+        }
 
     def _check(self, row: dict[str, Any], function: Callable[..., Any] | str, case: Case, seed: int) -> None:
         """Whether it is there and right."""
@@ -122,26 +123,15 @@ class Run:
         row |= {"status": "wrong" if wrong else "ok", "reason": wrong, "error": None if math.isnan(error) else error}
 
     def _time(self, row: dict[str, Any], function: Callable[..., Any], sets: list[tuple[Any, ...]]) -> None:
-        """Samples of one pass."""
+        """Samples, and what follows from them."""
         rule = self.options.rule
-        part = replace(rule, seconds=rule.seconds / self.passes, least=math.ceil(rule.least / self.passes))
         for pulse in self.pulses.values():
             pulse.samples = []
-        row["samples"] += Sampler(function, sets, self.device).run(part, list(self.pulses.values()))
-        for name, pulse in self.pulses.items():
-            row["pulses"][name] += pulse.samples
-        if rule.warm and row["warm"] is None:
+        row |= summary(Sampler(function, sets, self.device).run(rule, list(self.pulses.values())))
+        row["pulses"] = {name: pulse.samples for name, pulse in self.pulses.items()}
+        if rule.warm:
             short = replace(rule, seconds=rule.seconds / 4)
             row["warm"] = summary(Sampler(function, sets[:1], self.device).run(short))["median"]
-
-    def _close(self, row: dict[str, Any], rows: Rows) -> None:
-        """What follows from the samples."""
-        if row["status"] != "ok":
-            return
-        row |= summary(row["samples"])
         for name in self.roofs:
             floor = row[f"floor_{name}"]
             row[f"of_roof_{name}"] = floor / row["median"] if floor else None
-        eager = rows.get(key_of(row | {"provider": "eager"}))
-        if eager and eager["median"]:
-            row["speedup"] = eager["median"] / row["median"]

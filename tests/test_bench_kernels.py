@@ -30,6 +30,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     planted = roofs.Roof("planted", 1e10, {"float32": 1e12})
     monkeypatch.setattr(op, "measured", lambda device, kinds: planted)
     monkeypatch.setattr(bench_compare, "measured", lambda device, kinds, seconds: planted)
+    # What these tests plant lives in this process alone; the command is tested with new ones.
+    monkeypatch.setattr(bench_compare, "fresh", bench_compare.measure)
     monkeypatch.setattr("qwench.ops.kernels.measure.COLD_BYTES", 1 << 16)
 
 
@@ -209,7 +211,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     plant(monkeypatch, "planted", found.wrap)
     monkeypatch.setattr("qwench.ops.kernels.measure.time.perf_counter", found)
     monkeypatch.setattr(bench_run, "pulses", lambda device: {"none": Sampler(lambda: None, [()], device)})
-    monkeypatch.setattr(bench_compare, "fresh", bench_compare.measure)
     monkeypatch.setattr(bench_compare, "PAUSE", 0)
     return found
 
@@ -250,6 +251,22 @@ def test_a_suspect_that_is_not_slow_again_is_noise(
     found = finished(op.bench(options(baseline=tmp_path / "old.json", **PLANTED)))["comparison"]
     assert found["slower"] == []
     assert len(found["noise"]) == 2
+
+
+def test_slower_means_slower_than_every_process_of_the_baseline(clock: Clock, tmp_path: Path) -> None:
+    """A process that was lucky once makes no slow-down of the others."""
+    saved = tmp_path / "old.json"
+    finished(op.bench(options(save=saved, **PLANTED)))
+    found = json.loads(saved.read_text())
+    assert all(len(row["again"]) == bench_compare.REPEATS for row in found["rows"])
+    for row in found["rows"]:
+        row["samples"] = [s / 1.3 for s in row["samples"]]
+    saved.write_text(json.dumps(found))
+    assert finished(op.bench(options(baseline=saved, **PLANTED)))["comparison"]["slower"] == []
+    for row in found["rows"]:
+        row["again"] = []
+    saved.write_text(json.dumps(found))
+    assert len(finished(op.bench(options(baseline=saved, **PLANTED)))["comparison"]["slower"]) == 2
 
 
 def test_a_row_that_became_wrong_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
