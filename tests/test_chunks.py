@@ -118,6 +118,12 @@ def test_overlap_repeats_a_little_and_loses_nothing(
     assert len({(c.start_byte, c.end_byte) for c in chunks}) == len(chunks)
 
 
+def test_overlap_with_a_window_that_is_halved_gives_no_chunk_twice() -> None:
+    options = ChunkOptions(6, 2, max_tokens=6)
+    chunks = list(chunk_document(document("हिन्दी : 00\U00015d6c"), load("bpe"), options))
+    assert [(c.start_byte, c.end_byte) for c in chunks] == [(7, 25), (26, 27), (28, 34)]
+
+
 def cut(text: str, size: int, kind: str = "wordpiece", **options: object) -> list[str]:
     return [c.text for c in chunk_document(document(text), load(kind), ChunkOptions(size, max_tokens=size, **options))]
 

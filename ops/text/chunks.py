@@ -183,11 +183,13 @@ def _cut(
     starts = _token_starts(text, tokenize)
     spans = [s for s in _windows(text, bounds, starts, options) if s[0] < s[1]]
     ids = tokenize.ids([text[a:b] for a, b in spans])
+    last = 0
     for (start, stop), own in zip(spans, ids, strict=True):
-        if len(own) <= options.chunk_tokens:
-            yield start, stop, own
-        else:
-            yield from _halve(text, bounds, tokenize, options, (start, stop, own))
+        for span in _halve(text, bounds, tokenize, options, (start, stop, own)):
+            # With overlap a window can hold no more than the last half of the one before.
+            if span[1] > last:
+                yield span
+                last = span[1]
 
 
 def _windows(text: str, bounds: Boundaries, starts: np.ndarray, options: ChunkOptions) -> Iterator[tuple[int, int]]:
