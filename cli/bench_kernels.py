@@ -45,7 +45,9 @@ def bench_kernels(
     max_seconds: Annotated[float, typer.Option(min=0.01, help="Most seconds for a row.")] = 1.0,
     min_samples: Annotated[int, typer.Option(min=3, help="Fewest samples of a row.")] = 10,
     max_noise: Annotated[str, typer.Option(help="A row ends when its median is known this well.")] = "1%",
-    save: Annotated[str | None, typer.Option(help="Write everything, each sample too, into this .json.")] = None,
+    save: Annotated[
+        str | None, typer.Option(help="Write everything into this .json, measured in three processes.")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="A file of --save to compare with.")] = None,
     fail_over: Annotated[str, typer.Option(help="With --baseline: exit 3 on confirmed slow-downs over this.")] = "5%",
     plot: Annotated[str | None, typer.Option(help="Folder for roofline and streams, as PNG and SVG.")] = None,

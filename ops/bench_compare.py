@@ -9,7 +9,7 @@ from typing import Any
 
 from .bench_run import BenchOptions, Run, settle
 from .errors import QwenchError
-from .events import Advanced, Event, Produced, Started
+from .events import Advanced, Event, Events, Produced, Started
 from .kernels.compare import Key, Rows, Verdict, drift_of, judge, key_of
 from .kernels.measure import quantile
 from .kernels.providers import providers
@@ -36,26 +36,26 @@ def fresh(work: list[BenchOptions]) -> list[dict[str, Any]]:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             return pool.submit(measure, work).result()
     except BrokenProcessPool as error:
-        raise QwenchError("the process that measures suspects again has ended", "free memory and run again") from error
+        raise QwenchError("a process that measures rows again has ended", "free memory and run again") from error
 
 
 def measure(work: list[BenchOptions]) -> list[dict[str, Any]]:
-    """Rows without roofs."""
+    """Rows without roofs; all of `work` is for the same device and threads."""
     import torch
 
+    where = pick_device(work[0].device).value
+    settle(pick_threads(work[0].threads).value)
     rows = []
-    for options in work:
-        where = pick_device(options.device).value
-        settle(pick_threads(options.threads).value)
-        with torch.inference_mode():
-            measured(where, list(options.dtypes), 0.1)  # leaves the heap as a run does
-            events = Run(options, where, {}).all(list(options.kernels))
+    with torch.inference_mode():
+        measured(where, list(work[0].dtypes), 0.1)  # leaves the heap as a run does
+        for options in work:
+            events = Run(options, where, {}).all()
             rows += [event.row for event in events if isinstance(event, Produced)]
     return rows
 
 
-def repeated(options: BenchOptions, rows: list[dict[str, Any]]) -> Generator[Event, None, list[dict[str, Any]]]:
-    """Rows with further measurements (`again`, samples and pulses), each in a process of its own."""
+def repeated(options: BenchOptions, rows: list[dict[str, Any]]) -> Events:
+    """Gives rows further measurements (`again`, samples and pulses), each in a process of its own."""
     good = {key_of(row): row for row in rows if row["status"] == "ok"}
     yield Started("repeats", REPEATS, "processes")
     for row in good.values():
@@ -65,7 +65,6 @@ def repeated(options: BenchOptions, rows: list[dict[str, Any]]) -> Generator[Eve
             if found["status"] == "ok" and key_of(found) in good:
                 good[key_of(found)]["again"].append({n: found[n] for n in ("samples", "pulses")})
         yield Advanced("repeats", 1)
-    return rows
 
 
 def compare(options: BenchOptions, old: Rows, rows: list[dict[str, Any]]) -> Generator[Event, None, dict[str, Any]]:

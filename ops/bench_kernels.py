@@ -39,7 +39,7 @@ def bench(options: BenchOptions) -> Events:
     import torch
 
     old = _baseline(options.baseline)
-    names = _names(options)
+    _check_names(options)
     where, threads = pick_device(options.device), pick_threads(options.threads)
     settle(threads.value)
     yield Chose("device", where.value, where.reason)
@@ -50,7 +50,7 @@ def bench(options: BenchOptions) -> Events:
         roofs = {"measured": measured(where.value, list(options.dtypes)), "sheet": sheet(where.value)}
         for name, roof in roofs.items():
             yield Chose(f"roof_{name}", roof.bandwidth, roof.source)
-        rows = yield from Run(options, where.value, roofs).all(names)
+        rows = yield from Run(options, where.value, roofs).all()
         result = {"schema": SCHEMA, "environment": environment(where.value)}
         result |= {"roofs": {n: r.told() for n, r in roofs.items()}, "rows": rows}
         if old is not None:
@@ -73,7 +73,7 @@ def bench(options: BenchOptions) -> Events:
     yield Finished(result)
 
 
-def _names(options: BenchOptions) -> list[str]:
+def _check_names(options: BenchOptions) -> None:
     for what, given, known in (
         ("kernel", options.kernels, KERNELS),
         ("shape", (options.shape,), SHAPES),
@@ -81,7 +81,6 @@ def _names(options: BenchOptions) -> list[str]:
     ):
         if unknown := [n for n in given if n not in known]:
             raise QwenchError(f"unknown {what}: `{unknown[0]}`", f"use {', '.join(known)}", code=2)
-    return list(options.kernels or KERNELS)
 
 
 def _baseline(path: Path | None) -> Rows | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .events import Advanced, Event, Produced, Started
-from .kernels.cases import Case, cases
+from .kernels.cases import KERNELS, Case, cases
 from .kernels.compare import Rows, key_of
 from .kernels.measure import Rule, Sampler, arguments, fault, inputs, pulses, summary, truth
 from .kernels.providers import Provider, providers
@@ -65,9 +65,9 @@ class Run:
         self.pulses = pulses(device)
         self.kinds = {name: getattr(torch, name) for name in DTYPES}
 
-    def all(self, names: list[str]) -> Generator[Event, None, list[dict[str, Any]]]:
+    def all(self) -> Generator[Event, None, list[dict[str, Any]]]:
         """A row for each kernel, size, dtype and provider; a Produced event when it is complete."""
-        o = self.options
+        o, names = self.options, list(self.options.kernels or KERNELS)
         sweeps = {"batch": list(o.batch), "seq": list(o.seq), "streams": list(o.streams)}
         work = [
             (kind, case) for kind in o.dtypes for case in cases(names, self.shape, self.kinds[kind].itemsize, sweeps)
@@ -75,7 +75,7 @@ class Run:
         rows: Rows = {}
         yield Started("kernels", len(work) * len(self.who), "rows")
         for kind, case in work:
-            sets = inputs(case, self.kinds[kind], self.device, cold=True)
+            sets = inputs(case, self.kinds[kind], self.device)
             for seed, provider in enumerate(self.who, 1):
                 row = self._row(case, kind, provider)
                 function = provider.find(case.function, self.kinds[kind], self.device)
@@ -97,15 +97,8 @@ class Run:
         for name, roof in self.roofs.items():
             floor, bound = roof.floor(case.flops, case.bytes, kind)
             row |= {f"floor_{name}": floor, f"of_roof_{name}": None, f"bound_{name}": bound}
-        return row | {
-            "median": None,
-            "p10": None,
-            "p90": None,
-            "warm": None,
-            "speedup": None,
-            "samples": [],
-            "pulses": {},
-        }
+        row |= dict.fromkeys(("median", "p10", "p90", "warm", "speedup"))
+        return row | {"samples": [], "pulses": {}}
 
     def _check(self, row: dict[str, Any], function: Callable[..., Any] | str, case: Case, seed: int) -> None:
         """Whether it is there and right."""

@@ -269,6 +269,13 @@ def test_slower_means_slower_than_every_process_of_the_baseline(clock: Clock, tm
     assert len(finished(op.bench(options(baseline=saved, **PLANTED)))["comparison"]["slower"]) == 2
 
 
+def test_all_kernels_are_repeated_when_none_is_named(tmp_path: Path) -> None:
+    rows = finished(op.bench(options(save=tmp_path / "old.json", provider_names=("eager",))))["rows"]
+    assert {row["kernel"] for row in rows} == set(KERNELS)
+    assert all(len(run["samples"]) >= 3 for row in rows for run in row["again"])
+    assert {len(row["again"]) for row in rows} == {bench_compare.REPEATS}
+
+
 def test_a_row_that_became_wrong_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plant(monkeypatch, "planted", lambda f: f)
     given = {"kernels": ("swiglu",), "provider_names": ("planted",)}

@@ -36,13 +36,13 @@ def arguments(case: Case, kind: dtype, device: str, seed: int) -> tuple[Any, ...
     return case.make(Make(kind, device, seed))
 
 
-def inputs(case: Case, kind: dtype, device: str, cold: bool) -> list[tuple[Any, ...]]:
+def inputs(case: Case, kind: dtype, device: str) -> list[tuple[Any, ...]]:
     """Argument sets, enough to leave the caches between two uses of one."""
     import torch
 
     first = arguments(case, kind, device, 0)
     each = sum(t.nbytes for t in first if isinstance(t, torch.Tensor))
-    count = min(64, math.ceil(COLD_BYTES / max(each, 1)) + 1) if cold else 1
+    count = min(64, math.ceil(COLD_BYTES / max(each, 1)) + 1)
     return [first, *(tuple(t.clone() if isinstance(t, torch.Tensor) else t for t in first) for _ in range(count - 1))]
 
 
