@@ -15,13 +15,14 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from memory import peak_bytes
 
 PREFILL, DECODE = 512, 256
 
@@ -137,8 +138,7 @@ def child(spec: dict) -> None:
     torch.set_num_threads(threads())
     kind = spec.pop("kind")
     found = {"ours": run_ours, "transformers": run_transformers, "llama.cpp": run_llama}[kind](**spec)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"prefill": found[0], "decode": found[1], "peak": peak}))
+    print(json.dumps({"prefill": found[0], "decode": found[1], "peak": peak_bytes()}))
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
+
+from memory import peak_bytes
 
 QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
@@ -67,11 +68,11 @@ def make_qwen3(folder: Path, tokenizer: Path, *, reranker: bool = False, **shape
     tiny.write_st_files(folder, "lasttoken", config.hidden_size, {"query": QUERY, "document": ""}, 512)
 
 
-def run_ours(model: str, chunks: list[str], batch: int, quantize: str) -> tuple[object, float]:
+def run_ours(model: str, chunks: list[str], batch: int, **options: str) -> tuple[object, float]:
     from qwench.ops.models.embedder import Embedder, EmbedSettings
     from qwench.ops.models.hub import resolve
 
-    settings = EmbedSettings(device="cpu", dtype="float32", batch_tokens=batch, quantize=quantize)
+    settings = EmbedSettings(device="cpu", dtype="float32", batch_tokens=batch, **options)
     embedder = Embedder(resolve(model), settings)
     limit = embedder.content_limit()
 
@@ -118,12 +119,11 @@ def child(job: dict) -> None:
         print(json.dumps({"gflops": peak_gflops()}))
         return
     if job["engine"] == "ours":
-        vectors, spent = run_ours(job["model"], chunks, job["batch"], job.get("quantize", "none"))
+        vectors, spent = run_ours(job["model"], chunks, job["batch"], **job["options"])
     else:
         vectors, spent = run_st(job["model"], chunks, job["batch"], job.get("dtype", "float32"))
     np.save(job["out"], vectors)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": spent, "peak_mb": peak}))
+    print(json.dumps({"seconds": spent, "peak_mb": peak_bytes() / 2**20}))
 
 
 def spawn(**job: object) -> dict:
@@ -145,16 +145,20 @@ def count_tokens(model: Path, chunks: list[str]) -> tuple[int, int]:
     return tokens, embedder.encoder.matmul_parameters
 
 
-def compare(name: str, model: Path, count: int, rounds: int, batches: list[int], tmp: Path, peak: float) -> dict:
+def compare(
+    name: str, model: Path, count: int, rounds: int, batches: list[int], tmp: Path, peak: float, engines: str
+) -> dict:
     import numpy as np
 
     tokens, parameters = count_tokens(model, texts(count))
     jobs = {
-        "qwench": {"engine": "ours", "batch": 0},
+        "qwench": {"engine": "ours", "batch": 0, "options": {}},
+        "qwench --kernels eager": {"engine": "ours", "batch": 0, "options": {"kernels": "eager"}},
         "sentence-transformers default": {"engine": "st", "batch": 0, "dtype": "auto"},
         **{f"sentence-transformers {b}": {"engine": "st", "batch": b} for b in batches},
-        "qwench int8": {"engine": "ours", "batch": 0, "quantize": "int8"},
+        "qwench --quantize int8": {"engine": "ours", "batch": 0, "options": {"quantize": "int8"}},
     }
+    jobs = {label: job for label, job in jobs.items() if label.startswith(engines)}
     seconds: dict[str, list[float]] = {j: [] for j in jobs}
     memory: dict[str, float] = {}
     for _ in range(rounds):
@@ -196,6 +200,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--big", action="store_true", help="add the 0.6B shape, with fewer chunks")
     parser.add_argument("--only", default="", help="one of minilm, tiny, big")
+    parser.add_argument("--engines", default="", help="those whose names begin so, `qwench` among them")
     parser.add_argument("--tokenizer", type=Path, help="folder with Qwen3's tokenizer.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -209,16 +214,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
         peak = spawn(engine="peak", count=1)["gflops"]
+        common = {"tmp": tmp, "peak": peak, "engines": args.engines}
         if args.only in ("", "minilm"):
-            results.append(compare("minilm", resolve("minilm").path, args.count, args.rounds, [4, 8, 16], tmp, peak))
+            results.append(compare("minilm", resolve("minilm").path, args.count, args.rounds, [4, 8, 16], **common))
         small = {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 8, "num_attention_heads": 6}
         if args.only in ("", "tiny"):
             make_qwen3(tmp / "tiny", tokenizer, **small, num_key_value_heads=3, head_dim=64)
-            results.append(compare("tiny qwen3", tmp / "tiny", args.count, args.rounds, [4, 8, 16], tmp, peak))
+            results.append(compare("tiny qwen3", tmp / "tiny", args.count, args.rounds, [4, 8, 16], **common))
         if args.big or args.only == "big":
             big = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
             make_qwen3(tmp / "big", tokenizer, **big, num_key_value_heads=8, head_dim=128)
-            results.append(compare("qwen3 0.6B shape", tmp / "big", 64, min(args.rounds, 2), [1, 4], tmp, peak))
+            results.append(compare("qwen3 0.6B shape", tmp / "big", 64, min(args.rounds, 2), [1, 4], **common))
     print(json.dumps({"schema": 1, "float32_peak_gflops": peak, "results": results}))
 
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from memory import peak_bytes
 
 PREFILL, STEPS, PREFIX = 128, 24, 48
 COMMON = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "eos_token_id": 0}
@@ -134,15 +135,17 @@ def child(spec: dict) -> None:
     torch.set_num_threads(threads())
     kind = spec.pop("kind")
     first, steps = {"ours": run_ours, "naive": run_naive}[kind](**spec)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"prefill": first, "step": statistics.median(steps), "steps": steps, "peak": peak}))
+    found = {"prefill": first, "step": statistics.median(steps), "steps": steps}
+    found["peak"] = peak_bytes()
+    if kind == "ours":
+        found["read"], found["flops"] = machine()
+    print(json.dumps(found))
 
 
 def machine() -> tuple[float, float]:
     """(bytes a second that all threads read, float32 FLOP a second of a product), the best of five."""
     import torch
 
-    torch.set_num_threads(threads())
     values, square = torch.ones(1 << 28), torch.randn(2048, 2048)
     read = peak = 0.0
     for _ in range(5):
@@ -188,17 +191,17 @@ def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: i
 
     kinds = (("ours", "auto"), ("naive", "float32"), ("naive", "bfloat16"))
     found: dict[tuple[int, str, str], list[dict]] = {}
-    read, peak = machine()
     for _ in range(rounds):
         # The cases in turn, so that a slow minute of the machine meets all of them.
         for p in streams:
             for kind, dtype in kinds:
                 spec = {"kind": kind, "folder": str(folder / f"{shape}-{p}"), "batch": batch, "dtype": dtype}
                 found.setdefault((p, kind, dtype), []).append(measured(spec))
-        again = machine()
-        read, peak = max(read, again[0]), max(peak, again[1])
-    print(f"\n{shape}, batch {batch}: memory read {read / 1e9:.1f} GB/s, float32 peak {peak / 1e9:.0f} GFLOP/s")
-    print("  P  step ms  of P=1  model ms  ours/model  passes/ours  naive/ours  prefill s  naive s  peak MB  naive MB")
+    print(f"\n{shape}, batch {batch}")
+    print(
+        "  P  step ms  of P=1  model ms  ours/model  read GB/s  GFLOP/s  passes/ours  naive/ours  prefill s  naive s"
+        "  peak MB  naive MB"
+    )
     rows, one = [], None
     for p in streams:
         mid = {k: statistics.median(r["step"] for r in found[p, *k]) for k in kinds}
@@ -206,29 +209,34 @@ def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: i
         memory = {k: max(r["peak"] for r in found[p, *k]) for k in kinds}
         naive = min(kinds[1:], key=mid.__getitem__)
         ours, one = mid[kinds[0]], mid[kinds[0]] if one is None else one
-        step = decode_cost(SHAPES[shape], p, batch, PREFILL + STEPS / 2, 2, 4).seconds(read, peak)
-        whole = prefill_cost(SHAPES[shape], p, batch, PREFILL, 2, 4).seconds(read, peak)
+        step = decode_cost(SHAPES[shape], p, batch, PREFILL + STEPS / 2, 2, 4)
+        whole = prefill_cost(SHAPES[shape], p, batch, PREFILL, 2, 4)
+        mine = found[p, *kinds[0]]
+        bound = [step.seconds(r["read"], r["flops"]) for r in mine]
         row = {
             "shape": shape,
             "batch": batch,
             "streams": p,
             "step": ours,
             "of_one": ours / one,
-            "model": step,
-            "over_model": ours / step,
+            "model": statistics.median(bound),
+            "over_model": statistics.median(r["step"] / b for r, b in zip(mine, bound, strict=True)),
+            "read": statistics.median(r["read"] for r in mine),
+            "flops": statistics.median(r["flops"] for r in mine),
             "passes": p * one / ours,
             "naive": mid[naive] / ours,
             "naive_dtype": naive[1],
             "prefill": first[kinds[0]],
-            "prefill_model": whole,
+            "prefill_model": statistics.median(whole.seconds(r["read"], r["flops"]) for r in mine),
             "naive_prefill": min(first[k] for k in kinds[1:]),
             "peak": memory[kinds[0]],
             "naive_peak": memory[naive],
         }
         rows.append(row)
         print(
-            f"{p:3} {ours * 1e3:8.1f} {row['of_one']:7.2f} {step * 1e3:9.1f} {row['over_model']:11.2f}"
-            f" {row['passes']:12.2f} {row['naive']:11.2f} {row['prefill']:10.2f} {row['naive_prefill']:8.2f}"
+            f"{p:3} {ours * 1e3:8.1f} {row['of_one']:7.2f} {row['model'] * 1e3:9.1f} {row['over_model']:11.2f}"
+            f" {row['read'] / 1e9:10.1f} {row['flops'] / 1e9:8.0f} {row['passes']:12.2f} {row['naive']:11.2f}"
+            f" {row['prefill']:10.2f} {row['naive_prefill']:8.2f}"
             f" {row['peak'] / 1e6:8.0f} {row['naive_peak'] / 1e6:9.0f}",
             flush=True,
         )

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 
 from embed import make_qwen3, peak_gflops, texts
+from memory import peak_bytes
 
 QUERIES = [
     "How are errors handled?",
@@ -61,11 +61,11 @@ def documents(model: str, count: int) -> list[str]:
     return made
 
 
-def run_ours(model: str, queries: list[str], docs: list[str], quantize: str) -> tuple[list[list[float]], float]:
+def run_ours(model: str, queries: list[str], docs: list[str], **options: str) -> tuple[list[list[float]], float]:
     from qwench.ops.models.hub import resolve
     from qwench.ops.models.reranker import Reranker, RerankSettings
 
-    reranker = Reranker(resolve(model), RerankSettings(device="cpu", dtype="float32", quantize=quantize))
+    reranker = Reranker(resolve(model), RerankSettings(device="cpu", dtype="float32", **options))
     reranker.score(reranker.question("warm up"), docs[:4])
     start = time.perf_counter()
     ids = reranker.documents(docs)
@@ -119,13 +119,12 @@ def child(job: dict) -> None:
         return
     queries, docs = QUERIES[: job["queries"]], documents(job["model"], job["documents"])
     if job["engine"] == "ours":
-        scores, spent = run_ours(job["model"], queries, docs, job.get("quantize", "none"))
+        scores, spent = run_ours(job["model"], queries, docs, **job["options"])
     elif job["engine"] == "st":
         scores, spent = run_st(job["model"], queries, docs, job["batch"])
     else:
         scores, spent = run_card(job["model"], queries, docs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": spent, "peak_mb": peak, "scores": scores}))
+    print(json.dumps({"seconds": spent, "peak_mb": peak_bytes() / 2**20, "scores": scores}))
 
 
 def spawn(**job: object) -> dict:
@@ -153,16 +152,18 @@ def token_counts(model: str, queries: int, count: int) -> dict[str, int]:
     }
 
 
-def compare(name: str, model: str, queries: int, count: int, rounds: int, peak: float) -> dict:
+def compare(name: str, model: str, queries: int, count: int, rounds: int, peak: float, engines: str) -> dict:
     import numpy as np
 
     jobs: dict[str, dict] = {
-        "qwench": {"engine": "ours"},
+        "qwench": {"engine": "ours", "options": {}},
+        "qwench --kernels eager": {"engine": "ours", "options": {"kernels": "eager"}},
         "sentence-transformers default": {"engine": "st", "batch": 0},
         "sentence-transformers 4": {"engine": "st", "batch": 4},
         "model card": {"engine": "card"},
-        "qwench int8": {"engine": "ours", "quantize": "int8"},
+        "qwench --quantize int8": {"engine": "ours", "options": {"quantize": "int8"}},
     }
+    jobs = {label: job for label, job in jobs.items() if label.startswith(engines)}
     seconds: dict[str, list[float]] = {j: [] for j in jobs}
     last: dict[str, dict] = {}
     for _ in range(rounds):
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the small shape; the 0.6B shape gets one")
     parser.add_argument("--only", default="", help="small or 0.6B")
     parser.add_argument("--sizes", default="1x64,8x32", help="queries x documents")
+    parser.add_argument("--engines", default="", help="those whose names begin so, `qwench` among them")
     parser.add_argument("--tokenizer", type=Path, help="folder with Qwen3's tokenizer.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -217,7 +219,7 @@ def main() -> None:
                 make_qwen3(model, tokenizer, reranker=True, **shape)
                 rounds = args.rounds if name == "small" else 1
                 for queries, count in (map(int, size.split("x")) for size in args.sizes.split(",")):
-                    results.append(compare(name, str(model), queries, count, rounds, peak))
+                    results.append(compare(name, str(model), queries, count, rounds, peak, args.engines))
     print(json.dumps({"schema": 1, "float32_peak_gflops": peak, "results": results}))
 
 

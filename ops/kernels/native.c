@@ -27,6 +27,17 @@
 /* rows of one call of qwench_step */
 #define MOST_STEP_ROWS 256
 
+/* Floats of x, and rows, that stay in the first cache while weights stream by; bytes that are asked for ahead */
+#define NEAR 8192
+#define NEAR_ROWS (WIDTH == 16 ? 4 : 2)
+#define STEP (4 * WIDTH)
+#define AHEAD 8192
+/* Bytes of weights that a thread takes at a time: a quarter of its share, between the least and, where they are read
+ * once or again from the cache for more rows, the most. */
+#define LEAST_BLOCK (1 << 16)
+#define BLOCK_ONCE (1 << 20)
+#define BLOCK_AGAIN (1 << 18)
+
 enum { F32, BF16, F16 };
 
 typedef float vf __attribute__((vector_size(4 * WIDTH)));
@@ -155,10 +166,49 @@ INLINE void rows_of(const float *x, long ldx, long m, const void *w, long n0, lo
     }
 }
 
+/* The product for M rows that stay in the first cache: w is read from its start to its end, one stream for the memory
+ * to follow. */
+INLINE void near(const float *x, long ldx, const void *w, long n0, long n1, long k, const float *bias, float *y,
+                 long ldy, int add, int kind, const int M) {
+    const long size = kind == F32 ? 4 : 2;
+    for (long n = n0; n < n1; n++) {
+        vf acc[NEAR_ROWS][4];
+        for (int m = 0; m < M; m++)
+            for (int u = 0; u < 4; u++) acc[m][u] = (vf){0};
+        long at = n * k, i = 0;
+        for (; i + STEP <= k; i += STEP) {
+            vf part[4];
+            for (long line = 0; line < STEP * size; line += 64)
+                __builtin_prefetch((const char *)w + (at + i) * size + line + AHEAD);
+            for (int u = 0; u < 4; u++) part[u] = load_as(w, at + i + u * WIDTH, kind);
+            for (int m = 0; m < M; m++)
+                for (int u = 0; u < 4; u++) acc[m][u] += load(x + m * ldx + i + u * WIDTH) * part[u];
+        }
+        for (int m = 0; m < M; m++) {
+            float s = sum(acc[m][0] + acc[m][1] + (acc[m][2] + acc[m][3]));
+            for (long j = i; j < k; j++) s += x[m * ldx + j] * load_one(w, at + j, kind);
+            y[m * ldy + n] = s + (bias ? bias[n] : 0) + (add ? y[m * ldy + n] : 0);
+        }
+    }
+}
+
+INLINE void rows_near(const float *x, long ldx, long m, const void *w, long n0, long n1, long k, const float *bias,
+                      float *y, long ldy, int add, int kind) {
+#define CASE(M) case M: near(x, ldx, w, n0, n1, k, bias, y, ldy, add, kind, M); break;
+    switch (m) {
+        CASE(1) CASE(2)
+#if NEAR_ROWS == 4
+        CASE(3) CASE(4)
+#endif
+    }
+#undef CASE
+}
+
 #define ROWS_OF(NAME, KIND)                                                                                        \
     static void NAME(const float *x, long ldx, long m, const void *w, long n0, long n1, long k, const float *bias, \
-                     float *y, long ldy, int add) {                                                                \
-        rows_of(x, ldx, m, w, n0, n1, k, bias, y, ldy, add, KIND);                                                 \
+                     float *y, long ldy, int add, int is_near) {                                                   \
+        if (is_near) rows_near(x, ldx, m, w, n0, n1, k, bias, y, ldy, add, KIND);                                  \
+        else rows_of(x, ldx, m, w, n0, n1, k, bias, y, ldy, add, KIND);                                            \
     }
 ROWS_OF(rows_f32, F32)
 ROWS_OF(rows_bf16, BF16)
@@ -174,16 +224,18 @@ typedef struct {
 /* y (m, n) = x (m, k) @ weight^T + bias, on top of y where `add`. Threads take blocks of rows as they come free: a
  * core may be busy. */
 void qwench_linear(const Matrix *w, const float *x, long ldx, float *y, long m, int add, int threads) {
-    long n = w->n, k = w->k;
-    long block = (1 << 16) / (k * (w->kind == F32 ? 4 : 2));
+    long n = w->n, k = w->k, row = k * (w->kind == F32 ? 4 : 2), bytes = n * row / (4 * threads);
+    long most = m > MAX_ROWS ? BLOCK_AGAIN : BLOCK_ONCE;
+    long block = (bytes < LEAST_BLOCK ? LEAST_BLOCK : bytes > most ? most : bytes) / row;
     block = block < 24 ? 24 : block / 24 * 24; /* a multiple of every tile's width */
     long blocks = (n + block - 1) / block;
+    int is_near = m == 1 || (m <= NEAR_ROWS && m * k <= NEAR);
     if (m * n * k < 1 << 16) threads = 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (long b = 0; b < blocks; b++) {
         long n0 = b * block, n1 = n0 + block < n ? n0 + block : n;
         (w->kind == F32 ? rows_f32 : w->kind == BF16 ? rows_bf16 : rows_f16)(x, ldx, m, w->weight, n0, n1, k, w->bias,
-                                                                             y, n, add);
+                                                                             y, n, add, is_near);
     }
 }
 

@@ -175,7 +175,7 @@ def base_parameters(config: dict[str, Any] | Shape) -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One pass, as the least work that any implementation must do.
+    """A part of a pass, as the least work that any implementation must do.
 
     Attributes:
         flops: floating-point operations, a multiply-add counted as two.
@@ -185,11 +185,36 @@ class Cost:
     flops: float
     bytes: float
 
+    def seconds(self, bandwidth: float, throughput: float) -> float:
+        """The roofline max(flops / throughput, bytes / bandwidth)."""
+        return max(self.flops / throughput, self.bytes / bandwidth)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass in parts that run one after the other, so that no part computes while another reads.
+
+    Attributes:
+        parts: `matrices` of the layers, `attention`, `aggregator` (with more than one stream), `head`.
+    """
+
+    parts: dict[str, Cost]
+
+    @property
+    def flops(self) -> float:
+        """Of all parts."""
+        return sum(part.flops for part in self.parts.values())
+
+    @property
+    def bytes(self) -> float:
+        """Of all parts."""
+        return sum(part.bytes for part in self.parts.values())
+
     def seconds(self, bandwidth: float | None, throughput: float | None) -> float | None:
-        """The roofline max(flops / throughput, bytes / bandwidth); None while either is unknown."""
+        """Sum of the parts' rooflines; None while either figure is unknown."""
         if not bandwidth or not throughput:
             return None
-        return max(self.flops / throughput, self.bytes / bandwidth)
+        return sum(part.seconds(bandwidth, throughput) for part in self.parts.values())
 
 
 def matmul_flops(s: Shape) -> float:
@@ -202,16 +227,25 @@ def aggregate_flops(s: Shape, streams: int) -> float:
     return 0 if streams == 1 else 2 * streams * s.hidden * s.hidden + 4 * streams * s.hidden
 
 
-def _weights_read(s: Shape, streams: int, rows: float) -> float:
-    """Parameters that a pass of `rows` tokens reads: with experts, E (1 - (1 - k/E)^rows) of E are met."""
-    counts = base_parameters(s)
-    read: float = counts.body
+def _weights_read(s: Shape, rows: float) -> float:
+    """Parameters of the layers that `rows` tokens read: with experts, E (1 - (1 - k/E)^rows) of E are met."""
+    read: float = base_parameters(s).body
     if s.sparse:
         met = s.experts * (1 - (1 - s.active / s.experts) ** rows)
         read -= s.sparse * (s.experts - met) * 3 * s.hidden * s.expert_width
-    # The prefixes are counted with the keys and values.
-    aggregator = added_parameters(0, 0, 0, s.hidden, streams)
-    return read + aggregator + s.vocab * s.hidden
+    return read
+
+
+def _ends(s: Shape, streams: int, batch: int, weight_bytes: float) -> dict[str, Cost]:
+    """Aggregator and head, for the last token of each sequence."""
+    found = {}
+    if streams > 1:
+        # The prefixes are counted with the keys and values.
+        weights = added_parameters(0, 0, 0, s.hidden, streams)
+        found["aggregator"] = Cost(batch * aggregate_flops(s, streams), weights * weight_bytes)
+    table = s.vocab * s.hidden
+    found["head"] = Cost(batch * 2 * table, (table + batch * s.hidden) * weight_bytes)
+    return found
 
 
 def decode_cost(
@@ -222,21 +256,26 @@ def decode_cost(
     weight_bytes: float = 2,
     cache_bytes: float = 2,
     prefix_tokens: int = PREFIX_TOKENS,
-) -> Cost:
+) -> Pass:
     """One decode step of `batch` sequences that hold `context` tokens each.
 
     bytes = weights + aggregator + language head once, and 2 L P B (T + n + 1) K D of keys and values; the P B rows
     share one read of the weights, which is why streams are nearly free until P B nears the ridge of the roofline.
     flops = 2 N P B + 4 L P B nq D (T + n) + aggregator and head for B tokens. Source: the cost model of the paper
-    (`cost_analysis.py`), with the aggregator's exact size and the prefixes counted.
+    (`cost_analysis.py`, which adds up the rooflines of modules), with the aggregator's exact size and the prefixes
+    counted.
     """
     s = _shape(config)
     seen = context + 1 + (prefix_tokens if streams > 1 else 0)
     rows = streams * batch
-    flops = rows * (matmul_flops(s) + 4 * s.layers * s.heads * s.head_dim * seen)
-    flops += batch * (aggregate_flops(s, streams) + 2 * s.vocab * s.hidden)
-    moved = _weights_read(s, streams, rows) * weight_bytes + batch * s.hidden * weight_bytes
-    return Cost(flops, moved + 2 * s.layers * rows * seen * s.kv_heads * s.head_dim * cache_bytes)
+    cache = 2 * s.layers * rows * seen * s.kv_heads * s.head_dim * cache_bytes
+    return Pass(
+        {
+            "matrices": Cost(rows * matmul_flops(s), _weights_read(s, rows) * weight_bytes),
+            "attention": Cost(rows * 4 * s.layers * s.heads * s.head_dim * seen, cache),
+            **_ends(s, streams, batch, weight_bytes),
+        }
+    )
 
 
 def prefill_cost(
@@ -247,7 +286,7 @@ def prefill_cost(
     weight_bytes: float = 2,
     cache_bytes: float = 2,
     prefix_tokens: int = PREFIX_TOKENS,
-) -> Cost:
+) -> Pass:
     """One pass over `batch` prompts of `tokens` tokens; aggregator and head see the last token of each alone.
 
     flops = 2 N P B S + 4 L P B nq D (S T + S (S + 1) / 2). bytes = weights once, keys and values written, and the
@@ -257,14 +296,18 @@ def prefill_cost(
     prefix = prefix_tokens if streams > 1 else 0
     rows = streams * batch
     pairs = tokens * prefix + tokens * (tokens + 1) / 2
-    flops = rows * (tokens * matmul_flops(s) + 4 * s.layers * s.heads * s.head_dim * pairs)
-    flops += batch * (aggregate_flops(s, streams) + 2 * s.vocab * s.hidden)
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     inner = s.intermediate if not s.sparse else s.active * s.expert_width
     between = s.layers * (4 * s.hidden + 2 * q + 2 * kv + 3 * inner) * 2
-    moved = _weights_read(s, streams, rows * tokens) * weight_bytes + rows * tokens * between
+    read = _weights_read(s, rows * tokens) * weight_bytes + rows * tokens * between
     cache = 2 * s.layers * rows * (tokens + prefix) * s.kv_heads * s.head_dim * cache_bytes
-    return Cost(flops, moved + cache)
+    return Pass(
+        {
+            "matrices": Cost(rows * tokens * matmul_flops(s), read),
+            "attention": Cost(rows * 4 * s.layers * s.heads * s.head_dim * pairs, cache),
+            **_ends(s, streams, batch, weight_bytes),
+        }
+    )
 
 
 def inference_memory(
