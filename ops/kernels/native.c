@@ -375,6 +375,11 @@ typedef struct {
     float top[MOST_GROUP], total[MOST_GROUP], out[MOST_GROUP][MOST_D];
 } Softmax;
 
+/* Asks for a row that is needed later, so that the memory is busy while what is there is added up. */
+INLINE void fetch(const float *row, long d) {
+    for (long i = 0; i < d; i += 16) __builtin_prefetch(row + i);
+}
+
 /* n more keys and values (n, d) for `group` queries (group, d): the softmax over blocks of arXiv 1805.02867. */
 static void attend_more(Softmax *s, const float *q, const float *keys, const float *values, long n, long group, long d,
                         float scale) {
@@ -384,6 +389,7 @@ static void attend_more(Softmax *s, const float *q, const float *keys, const flo
         for (long g = 0; g < group; g++) {
             float top = s->top[g];
             for (long j = 0; j < count; j++) {
+                if (g == 0) fetch(values + (at + j) * d, d);
                 score[j] = dot(q + g * d, keys + (at + j) * d, d) * scale;
                 top = score[j] > top ? score[j] : top;
             }
@@ -402,6 +408,7 @@ static void attend_more(Softmax *s, const float *q, const float *keys, const flo
             s->top[g] = top;
             for (long j = 0; j < count; j++) {
                 const float *v = values + (at + j) * d;
+                if (g == 0 && at + KEYS < n) fetch(keys + (at + KEYS + j) * d, d);
                 long i = 0;
                 for (; i + WIDTH <= d; i += WIDTH) store(out + i, load(out + i) + score[j] * load(v + i));
                 for (; i < d; i++) out[i] += score[j] * v[i];
