@@ -29,7 +29,7 @@
 
 /* Floats of x, and rows, that stay in the first cache while weights stream by; bytes that are asked for ahead */
 #define NEAR 8192
-#define NEAR_ROWS 2
+#define NEAR_ROWS (WIDTH == 16 ? 4 : 2)
 #define STEP (4 * WIDTH)
 #define AHEAD 8192
 /* Bytes of weights that a thread takes at a time: a quarter of its share, between the least and, where they are read
@@ -194,8 +194,14 @@ INLINE void near(const float *x, long ldx, const void *w, long n0, long n1, long
 
 INLINE void rows_near(const float *x, long ldx, long m, const void *w, long n0, long n1, long k, const float *bias,
                       float *y, long ldy, int add, int kind) {
-    if (m == 1) near(x, ldx, w, n0, n1, k, bias, y, ldy, add, kind, 1);
-    else near(x, ldx, w, n0, n1, k, bias, y, ldy, add, kind, 2);
+#define CASE(M) case M: near(x, ldx, w, n0, n1, k, bias, y, ldy, add, kind, M); break;
+    switch (m) {
+        CASE(1) CASE(2)
+#if NEAR_ROWS == 4
+        CASE(3) CASE(4)
+#endif
+    }
+#undef CASE
 }
 
 #define ROWS_OF(NAME, KIND)                                                                                        \
