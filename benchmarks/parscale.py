@@ -135,8 +135,7 @@ def child(spec: dict) -> None:
     torch.set_num_threads(threads())
     kind = spec.pop("kind")
     first, steps = {"ours": run_ours, "naive": run_naive}[kind](**spec)
-    found = {"prefill": first, "step": statistics.median(steps), "steps": steps}
-    found["peak"] = peak_bytes()
+    found = {"prefill": first, "step": statistics.median(steps), "steps": steps, "peak": peak_bytes()}
     if kind == "ours":
         found["read"], found["flops"] = machine()
     print(json.dumps(found))

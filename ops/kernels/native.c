@@ -77,6 +77,13 @@ INLINE float from_f16(uint16_t h) {
 #endif
 }
 
+INLINE long bytes_of(int kind) { return kind == F32 ? 4 : 2; }
+
+/* Asks for memory that is needed later, so that it is on its way while what is there is added up. */
+INLINE void fetch(const void *p, long bytes) {
+    for (long line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)p + line);
+}
+
 /* `at` counts elements. */
 INLINE float load_one(const void *p, long at, int kind) {
     if (kind == F32) return ((const float *)p)[at];
@@ -116,7 +123,7 @@ INLINE void tile(const float *x, long ldx, const void *w, long at, long k, const
         /* The rows of the next tile: the memory has several streams to follow while this one is added up. */
         if (kind == F32 || i % (2 * WIDTH) == 0)
             for (int n = 0; n < N; n++)
-                __builtin_prefetch((const char *)w + (at + (n + N) * k + i) * (kind == F32 ? 4 : 2));
+                __builtin_prefetch((const char *)w + (at + (n + N) * k + i) * bytes_of(kind));
         for (int m = 0; m < M; m++) {
             vf v = load(x + m * ldx + i);
             for (int n = 0; n < N; n++) acc[m][n] += v * row[n];
@@ -170,7 +177,6 @@ INLINE void rows_of(const float *x, long ldx, long m, const void *w, long n0, lo
  * to follow. */
 INLINE void near(const float *x, long ldx, const void *w, long n0, long n1, long k, const float *bias, float *y,
                  long ldy, int add, int kind, const int M) {
-    const long size = kind == F32 ? 4 : 2;
     for (long n = n0; n < n1; n++) {
         vf acc[NEAR_ROWS][4];
         for (int m = 0; m < M; m++)
@@ -178,8 +184,7 @@ INLINE void near(const float *x, long ldx, const void *w, long n0, long n1, long
         long at = n * k, i = 0;
         for (; i + STEP <= k; i += STEP) {
             vf part[4];
-            for (long line = 0; line < STEP * size; line += 64)
-                __builtin_prefetch((const char *)w + (at + i) * size + line + AHEAD);
+            fetch((const char *)w + (at + i) * bytes_of(kind) + AHEAD, STEP * bytes_of(kind));
             for (int u = 0; u < 4; u++) part[u] = load_as(w, at + i + u * WIDTH, kind);
             for (int m = 0; m < M; m++)
                 for (int u = 0; u < 4; u++) acc[m][u] += load(x + m * ldx + i + u * WIDTH) * part[u];
@@ -206,8 +211,9 @@ INLINE void rows_near(const float *x, long ldx, long m, const void *w, long n0, 
 
 #define ROWS_OF(NAME, KIND)                                                                                        \
     static void NAME(const float *x, long ldx, long m, const void *w, long n0, long n1, long k, const float *bias, \
-                     float *y, long ldy, int add, int is_near) {                                                   \
-        if (is_near) rows_near(x, ldx, m, w, n0, n1, k, bias, y, ldy, add, KIND);                                  \
+                     float *y, long ldy, int add) {                                                                \
+        if (m == 1 || (m <= NEAR_ROWS && m * k <= NEAR))                                                           \
+            rows_near(x, ldx, m, w, n0, n1, k, bias, y, ldy, add, KIND);                                           \
         else rows_of(x, ldx, m, w, n0, n1, k, bias, y, ldy, add, KIND);                                            \
     }
 ROWS_OF(rows_f32, F32)
@@ -224,18 +230,17 @@ typedef struct {
 /* y (m, n) = x (m, k) @ weight^T + bias, on top of y where `add`. Threads take blocks of rows as they come free: a
  * core may be busy. */
 void qwench_linear(const Matrix *w, const float *x, long ldx, float *y, long m, int add, int threads) {
-    long n = w->n, k = w->k, row = k * (w->kind == F32 ? 4 : 2), bytes = n * row / (4 * threads);
+    long n = w->n, k = w->k, row = k * bytes_of(w->kind), bytes = n * row / (4 * threads);
     long most = m > MAX_ROWS ? BLOCK_AGAIN : BLOCK_ONCE;
     long block = (bytes < LEAST_BLOCK ? LEAST_BLOCK : bytes > most ? most : bytes) / row;
     block = block < 24 ? 24 : block / 24 * 24; /* a multiple of every tile's width */
     long blocks = (n + block - 1) / block;
-    int is_near = m == 1 || (m <= NEAR_ROWS && m * k <= NEAR);
     if (m * n * k < 1 << 16) threads = 1;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (long b = 0; b < blocks; b++) {
         long n0 = b * block, n1 = n0 + block < n ? n0 + block : n;
         (w->kind == F32 ? rows_f32 : w->kind == BF16 ? rows_bf16 : rows_f16)(x, ldx, m, w->weight, n0, n1, k, w->bias,
-                                                                             y, n, add, is_near);
+                                                                             y, n, add);
     }
 }
 
@@ -375,11 +380,6 @@ typedef struct {
     float top[MOST_GROUP], total[MOST_GROUP], out[MOST_GROUP][MOST_D];
 } Softmax;
 
-/* Asks for a row that is needed later, so that the memory is busy while what is there is added up. */
-INLINE void fetch(const float *row, long d) {
-    for (long i = 0; i < d; i += 16) __builtin_prefetch(row + i);
-}
-
 /* n more keys and values (n, d) for `group` queries (group, d): the softmax over blocks of arXiv 1805.02867. */
 static void attend_more(Softmax *s, const float *q, const float *keys, const float *values, long n, long group, long d,
                         float scale) {
@@ -389,7 +389,7 @@ static void attend_more(Softmax *s, const float *q, const float *keys, const flo
         for (long g = 0; g < group; g++) {
             float top = s->top[g];
             for (long j = 0; j < count; j++) {
-                if (g == 0) fetch(values + (at + j) * d, d);
+                if (g == 0) fetch(values + (at + j) * d, d * 4);
                 score[j] = dot(q + g * d, keys + (at + j) * d, d) * scale;
                 top = score[j] > top ? score[j] : top;
             }
@@ -408,7 +408,7 @@ static void attend_more(Softmax *s, const float *q, const float *keys, const flo
             s->top[g] = top;
             for (long j = 0; j < count; j++) {
                 const float *v = values + (at + j) * d;
-                if (g == 0 && at + KEYS < n) fetch(keys + (at + KEYS + j) * d, d);
+                if (g == 0 && at + KEYS < n) fetch(keys + (at + KEYS + j) * d, d * 4);
                 long i = 0;
                 for (; i + WIDTH <= d; i += WIDTH) store(out + i, load(out + i) + score[j] * load(v + i));
                 for (; i < d; i++) out[i] += score[j] * v[i];

@@ -236,16 +236,30 @@ def _weights_read(s: Shape, rows: float) -> float:
     return read
 
 
-def _ends(s: Shape, streams: int, batch: int, weight_bytes: float) -> dict[str, Cost]:
-    """Aggregator and head, for the last token of each sequence."""
-    found = {}
+def _pass(
+    s: Shape,
+    streams: int,
+    batch: int,
+    tokens: float,
+    pairs: float,
+    keys: float,
+    between: float,
+    weight_bytes: float,
+    cache_bytes: float,
+) -> Pass:
+    """`tokens` of all rows through the layers, `pairs` of query and key, `keys` moved; aggregator and head for the last
+    token of each sequence. `between`: bytes of activations of one token."""
+    wide, table = s.layers * s.head_dim, s.vocab * s.hidden
+    parts = {
+        "matrices": Cost(tokens * matmul_flops(s), _weights_read(s, tokens) * weight_bytes + tokens * between),
+        "attention": Cost(4 * pairs * s.heads * wide, 2 * keys * s.kv_heads * wide * cache_bytes),
+        "head": Cost(batch * 2 * table, (table + batch * s.hidden) * weight_bytes),
+    }
     if streams > 1:
         # The prefixes are counted with the keys and values.
         weights = added_parameters(0, 0, 0, s.hidden, streams)
-        found["aggregator"] = Cost(batch * aggregate_flops(s, streams), weights * weight_bytes)
-    table = s.vocab * s.hidden
-    found["head"] = Cost(batch * 2 * table, (table + batch * s.hidden) * weight_bytes)
-    return found
+        parts["aggregator"] = Cost(batch * aggregate_flops(s, streams), weights * weight_bytes)
+    return Pass(parts)
 
 
 def decode_cost(
@@ -268,14 +282,7 @@ def decode_cost(
     s = _shape(config)
     seen = context + 1 + (prefix_tokens if streams > 1 else 0)
     rows = streams * batch
-    cache = 2 * s.layers * rows * seen * s.kv_heads * s.head_dim * cache_bytes
-    return Pass(
-        {
-            "matrices": Cost(rows * matmul_flops(s), _weights_read(s, rows) * weight_bytes),
-            "attention": Cost(rows * 4 * s.layers * s.heads * s.head_dim * seen, cache),
-            **_ends(s, streams, batch, weight_bytes),
-        }
-    )
+    return _pass(s, streams, batch, rows, rows * seen, rows * seen, 0, weight_bytes, cache_bytes)
 
 
 def prefill_cost(
@@ -299,15 +306,8 @@ def prefill_cost(
     q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
     inner = s.intermediate if not s.sparse else s.active * s.expert_width
     between = s.layers * (4 * s.hidden + 2 * q + 2 * kv + 3 * inner) * 2
-    read = _weights_read(s, rows * tokens) * weight_bytes + rows * tokens * between
-    cache = 2 * s.layers * rows * (tokens + prefix) * s.kv_heads * s.head_dim * cache_bytes
-    return Pass(
-        {
-            "matrices": Cost(rows * tokens * matmul_flops(s), read),
-            "attention": Cost(rows * 4 * s.layers * s.heads * s.head_dim * pairs, cache),
-            **_ends(s, streams, batch, weight_bytes),
-        }
-    )
+    keys = rows * (tokens + prefix)
+    return _pass(s, streams, batch, rows * tokens, rows * pairs, keys, between, weight_bytes, cache_bytes)
 
 
 def inference_memory(
