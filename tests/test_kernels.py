@@ -8,7 +8,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from qwench.ops.errors import QwenchError
 from qwench.ops.kernels import choose, eager, native, native_step, parscale, reference
@@ -21,9 +23,13 @@ needs_native = pytest.mark.skipif(not native.available().value, reason=native.av
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def seeded(request: pytest.FixtureRequest):
+    """Kernels for CUDA run there where it is; eager ones run there in test_cuda.py."""
     torch.manual_seed(0)
-    yield
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    on_cuda = CUDA and "triton" in params.values()
+    with torch.device("cuda" if on_cuda else "cpu"):
+        yield
     choose.use("eager")
 
 

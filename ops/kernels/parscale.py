@@ -78,7 +78,7 @@ def prefix_attention_reference(
     q, keys, values = q.double(), keys.double(), values.double()
     rows, heads, width = q.shape
     group = heads // keys.shape[1]
-    out = torch.empty((rows, heads, values.shape[-1]), dtype=torch.float64)
+    out = torch.empty((rows, heads, values.shape[-1]), dtype=torch.float64, device=q.device)
     for row in range(rows):
         for head in range(heads):
             k, v = (t[row, head // group, : lengths[row]] for t in (keys, values))

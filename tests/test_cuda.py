@@ -1,0 +1,92 @@
+"""On a CUDA device: the models say what they say on the CPU, on every choice of kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from qwench.ops.kernels import choose
+from qwench.ops.models.embedder import Embedder, EmbedSettings
+from qwench.ops.models.hub import resolve
+from qwench.ops.models.load_causal import load_causal
+from qwench.ops.models.reranker import Reranker, RerankSettings
+
+from . import tiny
+from .test_parscale import with_streams
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+KERNELS = ["eager", "triton"]
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    yield
+    choose.use("eager")
+
+
+def streamed(folder: Path, kind: str) -> Path:
+    """A ParScale checkpoint with random prefixes over a tiny decoder."""
+    base = tiny.byte_decoder(folder / "base", kind)
+    with_streams(base).save_pretrained(folder / "streams")
+    tiny.byte_tokenizer(folder / "streams")
+    return folder / "streams"
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3_moe", "llama", "qwen3 streams", "qwen2 streams"])
+def test_decoding_on_cuda_is_decoding_on_the_cpu(tmp_path: Path, kind: str, kernels: str) -> None:
+    """Prompts in pieces, three slots of different lengths, one cut back, and room that grows on the way."""
+    name, _, streams = kind.partition(" ")
+    folder = streamed(tmp_path, name) if streams else tiny.byte_decoder(tmp_path / "m", name)
+    made = torch.Generator().manual_seed(4)
+    prompts = {s: torch.randint(256, (n,), generator=made).tolist() for s, n in ((0, 3), (1, 40), (2, 1))}
+    tokens = torch.randint(256, (230, 3), generator=made).tolist()
+    found = {}
+    for device in ("cpu", "cuda"):
+        engine = load_causal(
+            resolve(str(folder)), device=device, dtype="float32", slots=3, kernels=kernels if device == "cuda" else "eager"
+        ).engine
+        said = [engine.feed(prompts)]
+        for step, row in enumerate(tokens):
+            # Slots leave from the last, and one is cut back and goes on.
+            live = 3 if step < 20 else 2
+            if step == 30:
+                engine.keep(1, 17)
+            if step == 100:
+                engine.swap(0, 1)
+            if engine.length(0) < 250 and engine.length(1) < 250:
+                said.append(engine.feed({s: row[s : s + 1] for s in range(live)}))
+        said.append(engine.feed({0: tokens[0]}) if engine.length(0) < 250 else said[-1])
+        found[device] = [x.cpu() for x in said]
+    assert len(found["cpu"]) > 200
+    for ours, theirs in zip(found["cuda"], found["cpu"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kind", ["qwen3", "bert"])
+def test_embedding_on_cuda(tmp_path: Path, kind: str, kernels: str) -> None:
+    folder = tiny.qwen3_embedding(tmp_path / "m") if kind == "qwen3" else tiny.tiny_bert(tmp_path / "m")
+    vectors = {}
+    for device in ("cpu", "cuda"):
+        settings = EmbedSettings(device=device, dtype="float32", kernels=kernels if device == "cuda" else "eager")
+        model = Embedder(resolve(str(folder)), settings)
+        limit = model.content_limit()
+        ids = model.tokenizer.ids(tiny.real_texts(40))
+        vectors[device] = model.embed([model.tokenizer.wrap(i[:limit]) for i in ids])
+    assert (vectors["cpu"] * vectors["cuda"]).sum(1).min() >= 0.99999
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_reranking_on_cuda(tmp_path: Path, kernels: str) -> None:
+    folder, texts = tiny.qwen3_reranker(tmp_path / "lm"), tiny.real_texts(30)
+    scores = {}
+    for device in ("cpu", "cuda"):
+        model = Reranker(
+            resolve(str(folder)),
+            RerankSettings(device=device, dtype="float32", kernels=kernels if device == "cuda" else "eager"),
+        )
+        scores[device] = [s.margin for s in model.score(model.question("How are errors handled?"), texts)]
+    np.testing.assert_allclose(scores["cuda"], scores["cpu"], atol=1e-3)
