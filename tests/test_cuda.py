@@ -46,7 +46,11 @@ def test_decoding_on_cuda_is_decoding_on_the_cpu(tmp_path: Path, kind: str, kern
     found = {}
     for device in ("cpu", "cuda"):
         engine = load_causal(
-            resolve(str(folder)), device=device, dtype="float32", slots=3, kernels=kernels if device == "cuda" else "eager"
+            resolve(str(folder)),
+            device=device,
+            dtype="float32",
+            slots=3,
+            kernels=kernels if device == "cuda" else "eager",
         ).engine
         said = [engine.feed(prompts)]
         for step, row in enumerate(tokens):

@@ -8,9 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from qwench.ops.errors import QwenchError
 from qwench.ops.kernels import choose, eager, native, native_step, parscale, reference
@@ -27,7 +25,7 @@ def seeded(request: pytest.FixtureRequest):
     """Kernels for CUDA run there where it is; eager ones run there in test_cuda.py."""
     torch.manual_seed(0)
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    on_cuda = CUDA and "triton" in params.values()
+    on_cuda = torch.cuda.is_available() and "triton" in params.values()
     with torch.device("cuda" if on_cuda else "cpu"):
         yield
     choose.use("eager")
@@ -121,15 +119,60 @@ def test_prefix_attention(name: str, streams: int) -> None:
                 check(attend(q, keys, values, lengths, *args), truth, dtype)
 
 
-@needs_native
-def test_attention_does_not_hide_nan() -> None:
-    q, keys, values = torch.randn(1, 2, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
-    keys[0, 1, 4, 3] = float("nan")
-    out = native_step.attend(q, keys, values, [9]).unflatten(1, (2, 16))
-    assert out[0, 0].isfinite().all()
-    assert out[0, 1].isnan().all()
-    # What lies behind the length is not looked at.
-    assert native_step.attend(q, keys, values, [4]).isfinite().all()
+@pytest.mark.parametrize("name", [p for p in implementations() if "eager" not in p.values])
+def test_attention_does_not_hide_nan(name: str) -> None:
+    attend = native_step.attend if name == "native" else module(name).prefix_attention
+    for count in (9, 300):
+        q, keys, values = torch.randn(1, 2, 16), torch.randn(1, 2, count, 16), torch.randn(1, 2, count, 16)
+        keys[0, 1, 4, 3] = float("nan")
+        out = attend(q, keys, values, [count]).unflatten(1, (2, 16))
+        assert out[0, 0].isfinite().all()
+        assert out[0, 1].isnan().all()
+        # What lies behind the length is not looked at.
+        assert attend(q, keys, values, [4]).isfinite().all()
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_long_rows_are_cut_into_chunks_and_joined(dtype: torch.dtype) -> None:
+    attend = triton_kernels().prefix_attention
+    streams, rows, heads, kv_heads, width, capacity = 3, 6, 6, 2, 20, 500
+    q = torch.randn(rows, heads, width).to(dtype)
+    keys, values = (torch.randn(rows, kv_heads, capacity, width).to(dtype) for _ in range(2))
+    prefix = [torch.randn(streams, kv_heads, 70, width).to(dtype) for _ in range(2)]
+    lengths = [500, 1, 64, 65, 129, 333]
+    for args in ((), prefix):
+        truth = reference.prefix_attention(q, keys, values, lengths, *args)
+        check(attend(q, keys, values, lengths, *args), truth, dtype)
+        # As a tensor the lengths are not known when the chunks are laid out.
+        check(attend(q, keys, values, torch.tensor(lengths), *args), truth, dtype)
+    # Rows of a token side by side: the same rows in another order.
+    order = torch.arange(rows).view(streams, -1).t().flatten()
+    ends = torch.tensor(lengths)[order]
+    found = attend(q[order], keys[order], values[order], ends, *prefix, token_major=True)
+    check(found, truth[order], dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rotated_keys_and_values_go_to_their_places(dtype: torch.dtype) -> None:
+    rows, heads, kv_heads, width, capacity = 3, 4, 2, 24, 9
+    qkv = wide(rows, (heads + 2 * kv_heads) * width, dtype=dtype)
+    weight = torch.randn(heads + kv_heads, width).to(dtype)
+    cos, sin = (torch.randn(capacity, width).to(dtype) for _ in range(2))
+    at = torch.tensor([8, 0, 3])
+    qk, v = qkv.unflatten(1, (-1, width)).split((heads + kv_heads, kv_heads), 1)
+    for w in (weight, None):
+        keys, values = (torch.full((rows + 1, kv_heads, capacity, width), 7.0).to(dtype) for _ in range(2))
+        q = triton_kernels().rotate_and_keep(qkv, w, 1e-6, cos, sin, at, keys, values, heads)
+        truth = reference.norm_rotate(qk, w, 1e-6, cos[at].unsqueeze(1), sin[at].unsqueeze(1))
+        check(q, truth[:, :heads], dtype)
+        row = torch.arange(rows)
+        check(keys[row, :, at], truth[:, heads:], dtype)
+        assert torch.equal(values[row, :, at], v)
+        # Everything else stays.
+        keys[row, :, at], values[row, :, at] = 7.0, 7.0
+        assert (keys == 7).all() and (values == 7).all()
 
 
 @pytest.mark.parametrize("streams", range(1, 9))
