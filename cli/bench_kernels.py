@@ -32,8 +32,11 @@ def bench_kernels(
     ] = None,
     dtype: Annotated[
         str,
-        typer.Option(help="One or more of float32, bfloat16, float16.", autocompletion=_choices("float32", "bfloat16")),
-    ] = "float32",
+        typer.Option(
+            help="One or more of float32, bfloat16, float16; auto is bfloat16 on CUDA and float32 elsewhere.",
+            autocompletion=_choices("auto", "float32", "bfloat16", "float16"),
+        ),
+    ] = "auto",
     provider: Annotated[
         str | None,
         typer.Option("--providers", help="As eager,compile,native,triton,sdpa-flash,liger.", show_default=False),
@@ -78,7 +81,7 @@ def bench_kernels(
     options = op.BenchOptions(
         kernels=tuple(names or ()),
         shape=shape,
-        dtypes=tuple(_words(dtype)),
+        dtypes=() if dtype == "auto" else tuple(_words(dtype)),
         provider_names=tuple(_words(provider or "")),
         batch=_numbers(batch, "--batch"),
         seq=_numbers(seq, "--seq"),
@@ -189,7 +192,7 @@ def _listed(found: dict[str, Any]) -> str:
 def _model(streams: Any, model: str, dtype: str, seq: int, batch: Any, device: str, threads: int, json: bool) -> None:
     from ..ops import bench_model as op
 
-    result = streams.run(op.bench_model(model, "auto" if dtype == "float32" else dtype, seq, batch, device, threads))
+    result = streams.run(op.bench_model(model, dtype, seq, batch, device, threads))
     if json:
         streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
         return

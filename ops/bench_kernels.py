@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ def bench(options: BenchOptions) -> Events:
     settle(threads.value)
     yield Chose("device", where.value, where.reason)
     yield Chose("threads", threads.value, threads.reason)
+    if not options.dtypes:
+        usual = "bfloat16" if where.value.startswith("cuda") else "float32"
+        options = replace(options, dtypes=(usual,))
+        yield Chose("dtype", usual, "what kernels mostly compute in on this device")
     before = clocks(where.value)
     yield Started("roofs")
     with torch.inference_mode():

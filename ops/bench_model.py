@@ -61,12 +61,13 @@ def bench_model(
 def _measured(engine: CausalDecoder, step: str, rows: int, seq: int) -> dict[str, Any]:
     whole = _seconds(engine, step, rows, seq)
     parts: dict[str, float] = defaultdict(float)
-    native, engine._native = engine._native, None
+    one_call = engine._native, engine._graph
+    engine._native = engine._graph = None
     try:
         with _clocks(engine, parts):
             split = _seconds(engine, step, rows, seq, parts)
     finally:
-        engine._native = native
+        engine._native, engine._graph = one_call
     tokens = seq if step == "prefill" else 1
     parts["the rest"] = max(0.0, split - sum(parts.values()))
     ordered = dict(sorted(parts.items(), key=lambda p: -p[1]))

@@ -24,13 +24,14 @@ class BenchOptions:
 
     Attributes:
         kernels, provider_names: all where empty.
+        dtypes: where empty the one models mostly have there, bfloat16 on CUDA and float32 elsewhere.
         batch, seq, streams: sweeps.
         threshold: with a baseline, the slow-down that counts, 0.05 for 5 %.
     """
 
     kernels: tuple[str, ...] = ()
     shape: str = "qwen3-0.6b"
-    dtypes: tuple[str, ...] = ("float32",)
+    dtypes: tuple[str, ...] = ()
     provider_names: tuple[str, ...] = ()
     batch: tuple[int, ...] = (1,)
     seq: tuple[int, ...] = (256,)
@@ -97,7 +98,7 @@ class Run:
         for name, roof in self.roofs.items():
             floor, bound = roof.floor(case.flops, case.bytes, kind)
             row |= {f"floor_{name}": floor, f"of_roof_{name}": None, f"bound_{name}": bound}
-        row |= dict.fromkeys(("median", "p10", "p90", "warm", "speedup"))
+        row |= dict.fromkeys(("median", "p10", "p90", "warm", "speedup", "timed"))
         return row | {"samples": [], "pulses": {}}
 
     def _check(self, row: dict[str, Any], function: Callable[..., Any] | str, case: Case, seed: int) -> None:
@@ -120,7 +121,8 @@ class Run:
         rule = self.options.rule
         for pulse in self.pulses.values():
             pulse.samples = []
-        row |= summary(Sampler(function, sets, self.device).run(rule, list(self.pulses.values())))
+        sampler = Sampler(function, sets, self.device)
+        row |= summary(sampler.run(rule, list(self.pulses.values()))) | {"timed": sampler.timed}
         row["pulses"] = {name: pulse.samples for name, pulse in self.pulses.items()}
         if rule.warm:
             short = replace(rule, seconds=rule.seconds / 4)

@@ -14,7 +14,7 @@ from qwench.ops.models.load_causal import load_causal
 from qwench.ops.models.reranker import Reranker, RerankSettings
 
 from . import tiny
-from .test_parscale import with_streams
+from .test_parscale import streamed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 KERNELS = ["eager", "triton"]
@@ -24,14 +24,6 @@ KERNELS = ["eager", "triton"]
 def restored():
     yield
     choose.use("eager")
-
-
-def streamed(folder: Path, kind: str) -> Path:
-    """A ParScale checkpoint with random prefixes over a tiny decoder."""
-    base = tiny.byte_decoder(folder / "base", kind)
-    with_streams(base).save_pretrained(folder / "streams")
-    tiny.byte_tokenizer(folder / "streams")
-    return folder / "streams"
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

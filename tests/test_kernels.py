@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 from qwench.ops.errors import QwenchError
 from qwench.ops.kernels import choose, eager, native, native_step, parscale, reference
 from qwench.ops.models import elementwise
+from qwench.ops.models.graph_step import GraphStep
+from qwench.ops.models.hub import resolve
+from qwench.ops.models.load_causal import load_causal
+
+from . import tiny
+from .test_parscale import streamed
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -246,3 +253,31 @@ def test_choices_have_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     choose.no_triton.cache_clear()
     assert "triton" in choose.no_triton("cpu").lower()
     choose.no_triton.cache_clear()
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gated", "qwen3 streams"])
+def test_the_step_of_the_graph_is_the_step(tmp_path: Path, kind: str) -> None:
+    """What a CUDA graph holds, without one: a token each of slots of different lengths."""
+    name, _, streams = kind.partition(" ")
+    if kind == "gated":
+        folder = tmp_path
+        for file in tiny.reference("gated-headwise").iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        tiny.byte_tokenizer(folder)
+    else:
+        folder = streamed(tmp_path, name) if streams else tiny.byte_decoder(tmp_path / "m", name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine = load_causal(resolve(str(folder)), device=device, dtype="float32", slots=3, kernels="eager").engine
+    engine.feed({0: [5, 6, 7], 1: list(range(40)), 2: [8]})
+    past = [engine.length(slot) for slot in range(3)]
+    for n in (3, 2):
+        expected = engine.feed({slot: [9 + slot] for slot in range(n)})
+        for slot in range(n):
+            engine.keep(slot, past[slot])
+        choose.use("triton")
+        ids = torch.tensor([9 + slot for slot in range(n)], device=device)
+        with torch.inference_mode():
+            found = GraphStep(engine).step(ids, torch.tensor(past[:n], device=device))
+        choose.use("eager")
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

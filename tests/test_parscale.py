@@ -17,7 +17,7 @@ from qwench.ops.recycling.model import added_parameters, build, equals_base, giv
 from qwench.ops.recycling.train import trainee
 from safetensors.torch import load_file, save_file
 
-from .tiny import byte_decoder, reference
+from .tiny import byte_decoder, byte_tokenizer, reference
 
 KINDS = ["qwen2", "qwen3", "qwen3_moe", "llama"]
 TEXT = torch.randint(256, (2, 19), generator=torch.Generator().manual_seed(1))
@@ -46,6 +46,14 @@ def with_streams(folder: Path, streams: int = 3, tokens: int = 5, smooth: float 
     for _, p in added_parameters(model):
         p.data = torch.empty(p.shape).normal_(0, 0.7 if p.dim() > 1 else 0.1, generator=made)
     return model.eval()
+
+
+def streamed(folder: Path, kind: str) -> Path:
+    """A ParScale checkpoint with random prefixes over a tiny decoder."""
+    base = byte_decoder(folder / "base", kind)
+    with_streams(base).save_pretrained(folder / "streams")
+    byte_tokenizer(folder / "streams")
+    return folder / "streams"
 
 
 def logits(model, ids: torch.Tensor, **more: object) -> torch.Tensor:
@@ -78,8 +86,6 @@ def test_published_checkpoint_in_our_engine(tmp_path: Path) -> None:
     wanted = load_file(folder / "expected.safetensors")
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    from .tiny import byte_tokenizer
-
     byte_tokenizer(tmp_path)
     engine = load_causal(resolve(str(tmp_path)), device="cpu", dtype="float32", slots=2).engine
     ids = wanted["greedy"][0].tolist()

@@ -13,6 +13,7 @@ from .cases import Case, Make
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+    from torch.cuda import CUDAGraph
 
 #: largest error a provider may have, as a share of the largest value of the result
 TOLERANCE = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
@@ -42,7 +43,7 @@ def inputs(case: Case, kind: dtype, device: str) -> list[tuple[Any, ...]]:
 
     first = arguments(case, kind, device, 0)
     each = sum(t.nbytes for t in first if isinstance(t, torch.Tensor))
-    count = min(64, math.ceil(COLD_BYTES / max(each, 1)) + 1)
+    count = min(512 if device.startswith("cuda") else 64, math.ceil(COLD_BYTES / max(each, 1)) + 1)
     return [first, *(tuple(t.clone() if isinstance(t, torch.Tensor) else t for t in first) for _ in range(count - 1))]
 
 
@@ -84,36 +85,61 @@ def _listed(result: Any) -> list[Tensor]:
 
 
 class Sampler:
-    """Times of one call, in seconds; short calls are timed several at a time."""
+    """Times of one call, in seconds; short calls are timed several at a time.
+
+    On CUDA a round of calls is captured as a graph and replayed, so that it is the kernels that are timed and not
+    Python's launching of them. What cannot be captured is called one by one.
+
+    Attributes:
+        timed: graph or calls.
+    """
 
     def __init__(self, function: Callable[..., Any], sets: list[tuple[Any, ...]], device: str) -> None:
         self.function, self.sets, self.cuda, self.at = function, sets, device.startswith("cuda"), 0
         self.samples: list[float] = []
         # Results live until their arguments come again, so that they do not lie in memory that a cache still holds.
         self.kept: list[Any] = [None] * len(sets)
+        self._graph: CUDAGraph | None = None
         begun = time.perf_counter()
         self._calls(3)
         each = (time.perf_counter() - begun) / 3
         self.calls = max(1, min(200, math.ceil(LEAST_SAMPLE / max(each, 1e-9))))
         # Once round, so that the memory of every result is there.
         self._calls(len(sets))
+        self._graph = self._captured() if self.cuda else None
+        self.timed = "calls" if self._graph is None else "graph"
+
+    def _captured(self) -> CUDAGraph | None:
+        import torch
+
+        graph, self.calls = torch.cuda.CUDAGraph(), max(self.calls, len(self.sets))
+        torch.cuda.synchronize()
+        try:
+            with torch.cuda.graph(graph):
+                self._round(self.calls)
+        except RuntimeError:
+            return None
+        graph.replay()
+        return graph
+
+    def _round(self, count: int) -> None:
+        function, sets, kept, at, whole = self.function, self.sets, self.kept, self.at, len(self.sets)
+        self.at = (at + count) % whole
+        for i in range(count):
+            kept[(at + i) % whole] = function(*sets[(at + i) % whole])
 
     def _calls(self, count: int) -> float:
         import torch
 
-        function, sets, kept, at, whole = self.function, self.sets, self.kept, self.at, len(self.sets)
-        self.at = (at + count) % whole
         if self.cuda:
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
-            for i in range(count):
-                kept[(at + i) % whole] = function(*sets[(at + i) % whole])
+            self._graph.replay() if self._graph else self._round(count)
             last.record()
             torch.cuda.synchronize()
             return first.elapsed_time(last) / 1e3
         begun = time.perf_counter()
-        for i in range(count):
-            kept[(at + i) % whole] = function(*sets[(at + i) % whole])
+        self._round(count)
         return time.perf_counter() - begun
 
     def sample(self) -> None:

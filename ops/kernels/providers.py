@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +69,22 @@ def _triton(function: str, kind: dtype, device: str) -> Callable[..., Any] | str
         return reason
     if device == "cpu":
         return "Triton's interpreter is for tests, its time says nothing"
+    import torch
+
     from . import triton_kernels
 
-    return getattr(triton_kernels, function, "no Triton version")
+    if function not in ("decode_attention", "prefix_attention"):
+        return getattr(triton_kernels, function, "no Triton version")
+
+    @cache
+    def on_device(*lengths: int) -> Any:
+        return torch.tensor(lengths, device=device)
+
+    def attend(q: Any, keys: Any, values: Any, lengths: list[int], *prefix: Any) -> Any:
+        # As in a step, where they are on the device before the first layer.
+        return triton_kernels.prefix_attention(q, keys, values, on_device(*lengths), *prefix)
+
+    return attend
 
 
 def _torch(function: str, kind: dtype, device: str) -> Callable[..., Any] | str:

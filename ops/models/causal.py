@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import QwenchError
 from ..kernels.native_step import MOST_ROWS, DecodeStep
 from .decoder import DecoderEncoder
+from .graph_step import GraphStep
 from .linear import Linear, Maker
 from .weights import Weights
 
@@ -94,6 +95,7 @@ class CausalDecoder(DecoderEncoder):
         self._native: DecodeStep | None = None
         if DecodeStep.fits(self.layers, self.head_dim):
             self._native = DecodeStep(self.layers, self.heads, self.kv_heads, self.head_dim, self.eps)
+        self._graph = GraphStep(self) if GraphStep.fits(self) else None
 
     def length(self, slot: int) -> int:
         """See Engine."""
@@ -151,13 +153,16 @@ class CausalDecoder(DecoderEncoder):
         """One run over the layers; logits after the last token of each of `ended`."""
         import torch
 
+        single = len(ids) == len(parts)
+        if self._graph and single and [p.slot for p in ended] == list(range(len(parts))):
+            return self._graph(ids, [p.past for p in parts])
         cos_sin = self._rotary_table()
-        if all(p.count == 1 for p in parts):
+        if single:
             at = torch.tensor([p.past for p in parts], device=self.device)
         else:
             at = torch.cat([torch.arange(p.past, p.past + p.count, device=self.device) for p in parts])
         x = self._spread(self._words(torch.tensor(ids, device=self.device)))
-        if self._native and len(ids) == len(parts) and len(x) <= MOST_ROWS:
+        if self._native and single and len(x) <= MOST_ROWS:
             x = self._native_step(x, cos_sin, parts, at)
         else:
             cos, sin = (self._spread(table[at]).unsqueeze(1) for table in cos_sin)
@@ -230,6 +235,8 @@ class CausalDecoder(DecoderEncoder):
         self._capacity = capacity
         if self._native:
             self._native.caches(self._keys, self._values)
+        if self._graph:
+            self._graph.forget()
 
 
 class Step:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.safetensors_reader import SafetensorsReader
 from ..errors import QwenchError
+from ..kernels.choose import kernel
 from .causal import CausalDecoder, Part, Step
 from .linear import Linear, Maker
 from .packed import joined
@@ -123,6 +124,8 @@ class ParallelDecoder(CausalDecoder):
 
         first, last = self.mix
         streams = x.unflatten(0, (-1, self.streams))
+        if (fast := kernel("join", x)) and isinstance(last, Linear):
+            return fast(first(streams.flatten(1)), streams.transpose(0, 1), last.weight, last.bias, self.smooth)
         z = last(torch.nn.functional.silu(first(streams.flatten(1))))
         weights = z.float().softmax(-1) * (1 - self.smooth) + self.smooth / self.streams
         return (weights.unsqueeze(1) @ streams.float()).squeeze(1).to(x.dtype)
@@ -196,6 +199,10 @@ def _attention(
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = (t.repeat_interleave(group, 1) for t in (k, v))
+    if q.device.type == "cuda" and q.shape[-1] % 8 == 0:
+        fused = torch.ops.aten._scaled_dot_product_efficient_attention
+        out, lse, *_ = fused(q, k, v, _aligned(mask, q, k.shape[2]), True, 0.0, is_causal)
+        return out, lse[..., : q.shape[2]]
     scores = (q.float() @ k.float().transpose(-1, -2)) * q.shape[-1] ** -0.5
     if is_causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -212,3 +219,13 @@ def _float(mask: Tensor | None, like: Tensor) -> Tensor | None:
     if mask is None:
         return None
     return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill_(~mask, float("-inf"))
+
+
+def _aligned(mask: Tensor | None, q: Tensor, keys: int) -> Tensor | None:
+    """A boolean mask as PyTorch's fused attention on CUDA takes it: (B, heads, n, keys), rows 8 places apart."""
+    import torch
+
+    if mask is None:
+        return None
+    wide = torch.zeros((*mask.shape[:-1], -(-keys // 8) * 8), dtype=q.dtype, device=q.device)
+    return wide[..., :keys].masked_fill_(~mask, float("-inf")).expand(*q.shape[:3], keys)

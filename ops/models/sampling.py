@@ -85,13 +85,15 @@ class Sampler:
             values, ids = logits.topk(s.top_k)
         else:
             values, ids = logits.sort(descending=True)
+        # What is left is small: on a GPU each further step would be a launch of its own.
+        values, ids = values.cpu(), ids.cpu()
         shares = (values / s.temperature).softmax(-1)
         if s.top_p < 1:
             # A token stays while those before it have less than top_p: the first always does.
             shares = shares * (shares.cumsum(-1) - shares < s.top_p)
         if s.min_p:
             shares = shares * (shares >= s.min_p * shares[0])
-        return int(ids[torch.multinomial(shares.cpu(), 1, generator=self._random)])
+        return int(ids[torch.multinomial(shares, 1, generator=self._random)])
 
     def _penalised(self, logits: Tensor) -> Tensor:
         import torch
