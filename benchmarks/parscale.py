@@ -2,6 +2,7 @@
 
     python benchmarks/parscale.py                       # SmolLM2-135M and Qwen3-0.6B shapes, P 1 2 4 8, batch 1 and 4
     python benchmarks/parscale.py --shapes 135m --streams 1,4 --batches 1
+    python benchmarks/parscale.py --device cuda --shapes 0.6b --batches 1,8
 
 Random weights in bfloat16, a prefix of 48 tokens, prompts of 128 random ids; every case runs in a process of its own.
 Ours is the engine behind `qwench chat`. `passes` is P times ours with one stream. `naive` replicates the batch in
@@ -57,7 +58,7 @@ def threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def make(shape: str, streams: int, folder: Path) -> None:
+def make(shape: str, streams: int, folder: Path, device: str) -> None:
     """A checkpoint with random weights; one stream is the plain decoder."""
     import torch
     from qwench.ops.models.modeling_parscale import FAMILIES
@@ -68,8 +69,9 @@ def make(shape: str, streams: int, folder: Path) -> None:
     made = family.config_class(**{k: v for k, v in config.items() if k != "model_type"})
     made.parscale_n, made.parscale_n_tokens, made.parscale_attn_smooth = streams, PREFIX, 0.1
     torch.manual_seed(0)
-    model = family._from_config(made, dtype=torch.bfloat16)
-    tensors = {n: p.detach().contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"}
+    with torch.device(device):
+        model = family._from_config(made, dtype=torch.bfloat16)
+    tensors = {n: p.detach().cpu().contiguous() for n, p in model.state_dict().items() if n != "lm_head.weight"}
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     said = made.to_dict() | {"architectures": [family.__name__]}
@@ -83,7 +85,16 @@ def prompts(batch: int) -> list[list[int]]:
     return [[rng.randrange(100, 40_000) for _ in range(PREFILL)] for _ in range(batch)]
 
 
-def run_ours(folder: str, batch: int, dtype: str) -> tuple[float, list[float]]:
+def clock(device: str) -> float:
+    """Now, with all that was begun on the device done."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def run_ours(folder: str, batch: int, dtype: str, device: str, kernels: str = "auto") -> tuple[float, list[float]]:
     """(seconds of the prefill, seconds of each step)."""
     from qwench.ops.checkpoint.reader import Source
     from qwench.ops.kernels.choose import pick_kernels
@@ -93,39 +104,44 @@ def run_ours(folder: str, batch: int, dtype: str) -> tuple[float, list[float]]:
 
     checkpoint = resolve(folder)
     config = base_config(Source(Path(folder)).config())
-    engine, _ = load_decoder(checkpoint, config, "cpu", dtype, "none", batch, 0, pick_kernels("auto", "cpu").value)
-    engine.feed({slot: [5, 6, 7] for slot in range(batch)})
+    engine, _ = load_decoder(checkpoint, config, device, dtype, "none", batch, 0, pick_kernels(kernels, device).value)
+    # On CUDA kernels are compiled for the lengths they meet first.
+    engine.feed(dict(enumerate(prompts(batch))) if device == "cuda" else {slot: [5, 6, 7] for slot in range(batch)})
     engine.feed({slot: [8] for slot in range(batch)})
     for slot in range(batch):
         engine.keep(slot, 0)
-    begun = time.perf_counter()
+    begun = clock(device)
     logits = engine.feed(dict(enumerate(prompts(batch))))
-    first, steps = time.perf_counter() - begun, []
+    first, steps = clock(device) - begun, []
     for _ in range(STEPS):
         ids = logits.argmax(-1).tolist()
-        begun = time.perf_counter()
+        begun = clock(device)
         logits = engine.feed({slot: [token] for slot, token in enumerate(ids)})
-        steps.append(time.perf_counter() - begun)
+        steps.append(clock(device) - begun)
     return first, steps
 
 
-def run_naive(folder: str, batch: int, dtype: str) -> tuple[float, list[float]]:
+def run_eager(folder: str, batch: int, dtype: str, device: str) -> tuple[float, list[float]]:
+    return run_ours(folder, batch, dtype, device, "eager")
+
+
+def run_naive(folder: str, batch: int, dtype: str, device: str) -> tuple[float, list[float]]:
     import torch
     from qwench.ops.models.modeling_parscale import FAMILIES
 
     kind = json.loads((Path(folder) / "config.json").read_text())["model_type"].removesuffix("_parscale")
-    model = FAMILIES[kind].from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    ids = torch.tensor(prompts(batch))
+    model = FAMILIES[kind].from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
+    ids = torch.tensor(prompts(batch), device=device)
     with torch.inference_mode():
-        model(ids[:, :8], use_cache=True)
-        begun = time.perf_counter()
+        model(ids if device == "cuda" else ids[:, :8], use_cache=True)
+        begun = clock(device)
         out = model(ids, use_cache=True, logits_to_keep=1)
-        first, steps = time.perf_counter() - begun, []
+        first, steps = clock(device) - begun, []
         for _ in range(STEPS):
             token = out.logits[:, -1:].argmax(-1)
-            begun = time.perf_counter()
+            begun = clock(device)
             out = model(token, past_key_values=out.past_key_values, use_cache=True)
-            steps.append(time.perf_counter() - begun)
+            steps.append(clock(device) - begun)
     return first, steps
 
 
@@ -134,26 +150,29 @@ def child(spec: dict) -> None:
 
     torch.set_num_threads(threads())
     kind = spec.pop("kind")
-    first, steps = {"ours": run_ours, "naive": run_naive}[kind](**spec)
+    first, steps = {"ours": run_ours, "eager": run_eager, "naive": run_naive}[kind](**spec)
     found = {"prefill": first, "step": statistics.median(steps), "steps": steps, "peak": peak_bytes()}
     if kind == "ours":
-        found["read"], found["flops"] = machine()
+        found["read"], found["flops"] = machine(spec["device"])
     print(json.dumps(found))
 
 
-def machine() -> tuple[float, float]:
-    """(bytes a second that all threads read, float32 FLOP a second of a product), the best of five."""
+def machine(device: str) -> tuple[float, float]:
+    """(bytes a second that are read, FLOP a second of a product in the dtype of the activations), the best of five."""
     import torch
 
-    values, square = torch.ones(1 << 28), torch.randn(2048, 2048)
+    cuda = device == "cuda"
+    values = torch.ones(1 << 28, device=device)
+    side, kind = (8192, torch.bfloat16) if cuda else (2048, torch.float32)
+    square = torch.randn(side, side, device=device, dtype=kind)
     read = peak = 0.0
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = clock(device)
         values.sum()
-        read = max(read, values.nbytes / (time.perf_counter() - begun))
-        begun = time.perf_counter()
+        read = max(read, values.nbytes / (clock(device) - begun))
+        begun = clock(device)
         square @ square
-        peak = max(peak, 2 * 2048**3 / (time.perf_counter() - begun))
+        peak = max(peak, 2 * side**3 / (clock(device) - begun))
     return read, peak
 
 
@@ -169,6 +188,7 @@ def main() -> None:
     parser.add_argument("--streams", default="1,2,4,8")
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:
@@ -179,37 +199,41 @@ def main() -> None:
         for shape in args.shapes.split(","):
             streams = [int(p) for p in args.streams.split(",")]
             for p in streams:
-                make(shape, p, Path(folder) / f"{shape}-{p}")
+                make(shape, p, Path(folder) / f"{shape}-{p}", args.device)
             for batch in (int(b) for b in args.batches.split(",")):
-                rows += compared(shape, batch, streams, Path(folder), args.rounds)
+                rows += compared(shape, batch, streams, Path(folder), args.rounds, args.device)
     print(json.dumps({"threads": threads(), "rows": rows}))
 
 
-def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: int) -> list[dict]:
+def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: int, device: str) -> list[dict]:
     from qwench.ops.models.parscale_size import decode_cost, prefill_cost
 
-    kinds = (("ours", "auto"), ("naive", "float32"), ("naive", "bfloat16"))
+    cuda = device == "cuda"
+    # On CUDA float32 is never the faster one, and ours without Triton and graphs takes its place.
+    kinds = (("ours", "auto"), ("eager", "auto") if cuda else ("naive", "float32"), ("naive", "bfloat16"))
+    wide = 2 if cuda else 4
     found: dict[tuple[int, str, str], list[dict]] = {}
     for _ in range(rounds):
         # The cases in turn, so that a slow minute of the machine meets all of them.
         for p in streams:
             for kind, dtype in kinds:
                 spec = {"kind": kind, "folder": str(folder / f"{shape}-{p}"), "batch": batch, "dtype": dtype}
+                spec["device"] = device
                 found.setdefault((p, kind, dtype), []).append(measured(spec))
     print(f"\n{shape}, batch {batch}")
     print(
         "  P  step ms  of P=1  model ms  ours/model  read GB/s  GFLOP/s  passes/ours  naive/ours  prefill s  naive s"
-        "  peak MB  naive MB"
+        "  peak MB  naive MB" + ("  eager/ours" if cuda else "")
     )
     rows, one = [], None
     for p in streams:
         mid = {k: statistics.median(r["step"] for r in found[p, *k]) for k in kinds}
         first = {k: statistics.median(r["prefill"] for r in found[p, *k]) for k in kinds}
         memory = {k: max(r["peak"] for r in found[p, *k]) for k in kinds}
-        naive = min(kinds[1:], key=mid.__getitem__)
+        naive = kinds[2] if cuda else min(kinds[1:], key=mid.__getitem__)
         ours, one = mid[kinds[0]], mid[kinds[0]] if one is None else one
-        step = decode_cost(SHAPES[shape], p, batch, PREFILL + STEPS / 2, 2, 4)
-        whole = prefill_cost(SHAPES[shape], p, batch, PREFILL, 2, 4)
+        step = decode_cost(SHAPES[shape], p, batch, PREFILL + STEPS / 2, 2, wide)
+        whole = prefill_cost(SHAPES[shape], p, batch, PREFILL, 2, wide)
         mine = found[p, *kinds[0]]
         bound = [step.seconds(r["read"], r["flops"]) for r in mine]
         row = {
@@ -225,18 +249,19 @@ def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: i
             "passes": p * one / ours,
             "naive": mid[naive] / ours,
             "naive_dtype": naive[1],
+            "eager": mid[kinds[1]] / ours if cuda else None,
             "prefill": first[kinds[0]],
             "prefill_model": statistics.median(whole.seconds(r["read"], r["flops"]) for r in mine),
-            "naive_prefill": min(first[k] for k in kinds[1:]),
+            "naive_prefill": first[naive] if cuda else min(first[k] for k in kinds[1:]),
             "peak": memory[kinds[0]],
             "naive_peak": memory[naive],
         }
         rows.append(row)
         print(
-            f"{p:3} {ours * 1e3:8.1f} {row['of_one']:7.2f} {row['model'] * 1e3:9.1f} {row['over_model']:11.2f}"
+            f"{p:3} {ours * 1e3:8.2f} {row['of_one']:7.2f} {row['model'] * 1e3:9.2f} {row['over_model']:11.2f}"
             f" {row['read'] / 1e9:10.1f} {row['flops'] / 1e9:8.0f} {row['passes']:12.2f} {row['naive']:11.2f}"
-            f" {row['prefill']:10.2f} {row['naive_prefill']:8.2f}"
-            f" {row['peak'] / 1e6:8.0f} {row['naive_peak'] / 1e6:9.0f}",
+            f" {row['prefill']:10.3f} {row['naive_prefill']:8.3f}"
+            f" {row['peak'] / 1e6:8.0f} {row['naive_peak'] / 1e6:9.0f}" + (f" {row['eager']:11.2f}" if cuda else ""),
             flush=True,
         )
     return rows

@@ -29,13 +29,18 @@ needs_native = pytest.mark.skipif(not native.available().value, reason=native.av
 
 @pytest.fixture(autouse=True)
 def seeded(request: pytest.FixtureRequest):
-    """Kernels for CUDA run there where it is; eager ones run there in test_cuda.py."""
+    """Triton's kernels run on a CUDA device where there is one."""
     torch.manual_seed(0)
     params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    on_cuda = torch.cuda.is_available() and "triton" in params.values()
-    with torch.device("cuda" if on_cuda else "cpu"):
+    ours = "triton" in params.values() or "on_cuda" in request.fixturenames
+    with torch.device("cuda" if ours and torch.cuda.is_available() else "cpu"):
         yield
     choose.use("eager")
+
+
+@pytest.fixture
+def on_cuda() -> None:
+    """Marks a test of Triton alone, see `seeded`."""
 
 
 def triton_kernels():
@@ -141,7 +146,7 @@ def test_attention_does_not_hide_nan(name: str) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_long_rows_are_cut_into_chunks_and_joined(dtype: torch.dtype) -> None:
+def test_long_rows_are_cut_into_chunks_and_joined(dtype: torch.dtype, on_cuda: None) -> None:
     attend = triton_kernels().prefix_attention
     streams, rows, heads, kv_heads, width, capacity = 3, 6, 6, 2, 20, 500
     q = torch.randn(rows, heads, width).to(dtype)
@@ -162,7 +167,7 @@ def test_long_rows_are_cut_into_chunks_and_joined(dtype: torch.dtype) -> None:
 
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rotated_keys_and_values_go_to_their_places(dtype: torch.dtype) -> None:
+def test_rotated_keys_and_values_go_to_their_places(dtype: torch.dtype, on_cuda: None) -> None:
     rows, heads, kv_heads, width, capacity = 3, 4, 2, 24, 9
     qkv = wide(rows, (heads + 2 * kv_heads) * width, dtype=dtype)
     weight = torch.randn(heads + kv_heads, width).to(dtype)

@@ -48,9 +48,9 @@ def with_streams(folder: Path, streams: int = 3, tokens: int = 5, smooth: float 
     return model.eval()
 
 
-def streamed(folder: Path, kind: str) -> Path:
+def streamed(folder: Path, kind: str, **extra: object) -> Path:
     """A ParScale checkpoint with random prefixes over a tiny decoder."""
-    base = byte_decoder(folder / "base", kind)
+    base = byte_decoder(folder / "base", kind, **extra)
     with_streams(base).save_pretrained(folder / "streams")
     byte_tokenizer(folder / "streams")
     return folder / "streams"
