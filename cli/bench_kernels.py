@@ -49,7 +49,7 @@ def bench_kernels(
     min_samples: Annotated[int, typer.Option(min=3, help="Fewest samples of a row.")] = 10,
     max_noise: Annotated[str, typer.Option(help="A row ends when its median is known this well.")] = "1%",
     save: Annotated[
-        str | None, typer.Option(help="Write everything into this .json, measured in three processes.")
+        str | None, typer.Option(help="Write everything into this .json, measured in five processes.")
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="A file of --save to compare with.")] = None,
     fail_over: Annotated[str, typer.Option(help="With --baseline: exit 3 on confirmed slow-downs over this.")] = "5%",

@@ -10,16 +10,16 @@ from typing import Any
 from .bench_run import BenchOptions, Run, settle
 from .errors import QwenchError
 from .events import Advanced, Event, Events, Produced, Started
-from .kernels.compare import Key, Rows, Verdict, drift_of, judge, key_of
+from .kernels.compare import FAST_END, Key, Rows, Verdict, drift_of, judge, key_of
 from .kernels.measure import quantile
 from .kernels.providers import providers
 from .kernels.roofs import measured
 from .models.device import pick_device, pick_threads
 
 #: processes, besides the first, in which rows that are saved are measured
-REPEATS = 2
+REPEATS = 4
 #: times a suspect is measured again, and how many of them must be slower
-ROUNDS, NEEDED = 5, 4
+ROUNDS, NEEDED = 7, 6
 #: seconds between two of these, so that one slow moment of the machine is not all of them
 PAUSE = 2.0
 #: seconds, in all, that a comparison gives a machine to be again as it was
@@ -114,15 +114,20 @@ def _confirmed(options: BenchOptions, old: Rows, suspects: list[Key]) -> Generat
 
 
 def _judged(options: BenchOptions, old: Rows, new: Rows, key: Key, drift: bool = True) -> Verdict:
-    """Against each process of the baseline; the verdict of the one it changed least against."""
+    """Against each process of the baseline; the verdict of the one it changed least against.
+
+    What these differ by among themselves is added to the threshold, which at most doubles.
+    """
     eager = (key[0], "eager", *key[2:])
+    ends = [quantile(before["samples"], FAST_END[0]) for before in _processes(old[key])]
+    threshold = options.threshold + min(options.threshold, max(ends) / min(ends) - 1)
     found = []
     for turn, before in enumerate(_processes(old[key])):
         pairs = [(samples, new[key]["pulses"][name]) for name, samples in before["pulses"].items()]
         if key != eager and eager in old and eager in new and turn < len(_processes(old[eager])):
             pairs.append((_processes(old[eager])[turn]["samples"], new[eager]["samples"]))
         machine = drift_of(pairs) if drift else 1.0
-        found.append(judge(before["samples"], new[key]["samples"], options.threshold, machine))
+        found.append(judge(before["samples"], new[key]["samples"], threshold, machine))
     if not all(verdict.faster for verdict in found):
         found = [verdict for verdict in found if not verdict.faster]
     return min(found, key=lambda verdict: (verdict.slower, abs(verdict.ratio / verdict.drift - 1)))
