@@ -117,7 +117,7 @@ def _merge_kernel(parts, y, width, SPLITS: tl.constexpr, MOST: tl.constexpr, BLO
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; in the interpreter as many as would cut rows of tests into chunks."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 32
 
@@ -176,7 +176,7 @@ def prefix_attention(
     pk, pv = (q, q) if prefix_keys is None else (prefix_keys.contiguous(), prefix_values.contiguous())
     streams, prefix = (1, 0) if prefix_keys is None else (len(pk), pk.shape[2])
     y = torch.empty((rows, heads * width), dtype=q.dtype, device=q.device)
-    wanted = triton.cdiv(2 * _processors(q.device), rows * kv_heads)
+    wanted = triton.cdiv(2 * processors(q.device), rows * kv_heads)
     chunk = triton.cdiv(triton.cdiv(longest, wanted), KEYS) * KEYS
     splits = triton.cdiv(longest, chunk)
     parts = y if splits == 1 else torch.empty((rows, heads, splits, width + 2), dtype=torch.float32, device=q.device)

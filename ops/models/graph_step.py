@@ -71,31 +71,54 @@ class GraphStep:
 
     def step(self, ids: Tensor, past: Tensor) -> Tensor:
         """What the graph holds: ids and past (n,) int64 on the device -> logits (n, vocab) float32."""
-        from ..kernels import triton_kernels as kernels
+        m = self.model
+        at = m._spread(past)
+        x = m._spread(m._words(ids))
+        x = self._thin(x, at) if self._few(x) else self._wide(x, at)
+        return m.head(m._summed(x)).float()
+
+    def _few(self, x: Tensor) -> bool:
+        import torch
+
+        from ..kernels.triton_product import MOST_ROWS
+
+        return len(x) <= MOST_ROWS and x.dtype != torch.float32
+
+    def _thin(self, x: Tensor, at: Tensor) -> Tensor:
+        """Layers and last norm for few rows: norms, SwiGLU and residual sums are done by the products."""
+        from ..kernels.triton_kernels import rms_norm
+        from ..kernels.triton_product import thin_linear
 
         m = self.model
-        cos, sin = m._rotary_table()
-        prefixes = m.prefixes if m.streams > 1 else [()] * len(m.layers)
-        at = m._spread(past)
-        ends = at + 1
-        x, total = m._spread(m._words(ids)), None
         for i, w in enumerate(m.layers):
-            y, total = self._normed(x, total, w["norm1"])
-            qkv, gate = w["qkv"](y), None
-            if m.gate_rows:
-                qkv, gate = qkv.split((qkv.shape[-1] - m.gate_rows, m.gate_rows), dim=-1)
-            keys, values = m._keys[i], m._values[i]
-            q = kernels.rotate_and_keep(qkv, w["qk_norm"], m.eps, cos, sin, at, keys, values, m.heads)
-            y = kernels.prefix_attention(q, keys, values, ends, *prefixes[i], token_major=True)
-            x = w["out"](y if gate is None else gated(y, gate, m.heads))
-            y, total = self._normed(x, total, w["norm2"])
-            x = w["down"](silu_mul(w["gate_up"](y)))
-        return m.head(m._summed(self._normed(x, total, m.norm)[0])).float()
+            y = self._attended(i, thin_linear(x, w["qkv"].weight, w["qkv"].bias, norm=w["norm1"], eps=m.eps), at)
+            x = thin_linear(y, w["out"].weight, w["out"].bias, residual=x)
+            y = thin_linear(x, w["gate_up"].weight, norm=w["norm2"], eps=m.eps, gated=True)
+            x = thin_linear(y, w["down"].weight, residual=x)
+        return rms_norm(x, m.norm, m.eps)
 
-    def _normed(self, x: Tensor, total: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm of the residual stream with x added, the stream)."""
-        from ..kernels import triton_kernels as kernels
+    def _wide(self, x: Tensor, at: Tensor) -> Tensor:
+        """Layers and last norm on PyTorch's products."""
+        from ..kernels.triton_kernels import add_rms_norm, rms_norm
 
-        if total is None:
-            return kernels.rms_norm(x, weight, self.model.eps), x
-        return kernels.add_rms_norm(x, total, weight, self.model.eps)
+        m = self.model
+        y = rms_norm(x, m.layers[0]["norm1"], m.eps)
+        for i, w in enumerate(m.layers):
+            y, x = add_rms_norm(w["out"](self._attended(i, w["qkv"](y), at)), x, w["norm2"], m.eps)
+            after = m.layers[i + 1]["norm1"] if i + 1 < len(m.layers) else m.norm
+            y, x = add_rms_norm(w["down"](silu_mul(w["gate_up"](y))), x, after, m.eps)
+        return y
+
+    def _attended(self, i: int, qkv: Tensor, at: Tensor) -> Tensor:
+        """Attention of layer i, (rows, heads * d); keys and values go into the caches."""
+        from ..kernels.triton_kernels import prefix_attention, rotate_and_keep
+
+        m, gate = self.model, None
+        if m.gate_rows:
+            qkv, gate = qkv.split((qkv.shape[-1] - m.gate_rows, m.gate_rows), dim=-1)
+        cos, sin = m._rotary_table()
+        keys, values = m._keys[i], m._values[i]
+        q = rotate_and_keep(qkv, m.layers[i]["qk_norm"], m.eps, cos, sin, at, keys, values, m.heads)
+        prefix = m.prefixes[i] if m.streams > 1 else ()
+        y = prefix_attention(q, keys, values, at + 1, *prefix, token_major=True)
+        return y if gate is None else gated(y, gate, m.heads)
