@@ -261,32 +261,9 @@ def test_choices_have_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_products_of_few_rows(dtype: torch.dtype, on_cuda: None) -> None:
-    from qwench.ops.kernels.triton_product import thin_linear
-
-    for rows, n, k in ((1, 16, 256), (3, 50, 70), (16, 34, 300)):
-        x, norm, bias = wide(rows, k, dtype=dtype), torch.randn(k).to(dtype), torch.randn(n).to(dtype)
-        weight, residual = (torch.randn(n, k) * k**-0.5).to(dtype), torch.randn(rows, n).to(dtype)
-        plain = x.double() @ weight.double().t()
-        check(thin_linear(x, weight), plain, dtype)
-        check(thin_linear(x, weight, bias), plain + bias.double(), dtype)
-        total = thin_linear(x, weight, residual=residual.clone())
-        check(total, plain + residual.double(), dtype)
-        normed = reference.rms_norm(x, norm, 1e-6) @ weight.double().t()
-        check(thin_linear(x, weight, norm=norm, eps=1e-6), normed, dtype)
-        gated = reference.silu_mul(normed)
-        check(thin_linear(x, weight, norm=norm, eps=1e-6, gated=True), gated, dtype)
-
-
-@needs_triton
-@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gated", "qwen3 streams"])
-def test_the_step_of_the_graph_is_the_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, few: bool
-) -> None:
+def test_the_step_of_the_graph_is_the_step(tmp_path: Path, kind: str) -> None:
     """What a CUDA graph holds, without one: a token each of slots of different lengths."""
-    monkeypatch.setattr(GraphStep, "_few", lambda self, x: few)
     name, _, streams = kind.partition(" ")
     if kind == "gated":
         folder = tmp_path

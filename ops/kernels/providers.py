@@ -73,12 +73,6 @@ def _triton(function: str, kind: dtype, device: str) -> Callable[..., Any] | str
 
     from . import triton_kernels
 
-    if function == "linear":
-        from .triton_product import MOST_ROWS, thin_linear
-
-        return lambda x, weight: (
-            thin_linear(x, weight) if len(x) <= MOST_ROWS else torch.nn.functional.linear(x, weight)
-        )
     if function not in ("decode_attention", "prefix_attention"):
         return getattr(triton_kernels, function, "no Triton version")
 

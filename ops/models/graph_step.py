@@ -71,43 +71,17 @@ class GraphStep:
 
     def step(self, ids: Tensor, past: Tensor) -> Tensor:
         """What the graph holds: ids and past (n,) int64 on the device -> logits (n, vocab) float32."""
-        m = self.model
-        at = m._spread(past)
-        x = m._spread(m._words(ids))
-        x = self._thin(x, at) if self._few(x) else self._wide(x, at)
-        return m.head(m._summed(x)).float()
-
-    def _few(self, x: Tensor) -> bool:
-        import torch
-
-        from ..kernels.triton_product import MOST_ROWS
-
-        return len(x) <= MOST_ROWS and x.dtype != torch.float32
-
-    def _thin(self, x: Tensor, at: Tensor) -> Tensor:
-        """Layers and last norm for few rows: norms, SwiGLU and residual sums are done by the products."""
-        from ..kernels.triton_kernels import rms_norm
-        from ..kernels.triton_product import thin_linear
-
-        m = self.model
-        for i, w in enumerate(m.layers):
-            y = self._attended(i, thin_linear(x, w["qkv"].weight, w["qkv"].bias, norm=w["norm1"], eps=m.eps), at)
-            x = thin_linear(y, w["out"].weight, w["out"].bias, residual=x)
-            y = thin_linear(x, w["gate_up"].weight, norm=w["norm2"], eps=m.eps, gated=True)
-            x = thin_linear(y, w["down"].weight, residual=x)
-        return rms_norm(x, m.norm, m.eps)
-
-    def _wide(self, x: Tensor, at: Tensor) -> Tensor:
-        """Layers and last norm on PyTorch's products."""
         from ..kernels.triton_kernels import add_rms_norm, rms_norm
 
         m = self.model
+        at = m._spread(past)
+        x = m._spread(m._words(ids))
         y = rms_norm(x, m.layers[0]["norm1"], m.eps)
         for i, w in enumerate(m.layers):
             y, x = add_rms_norm(w["out"](self._attended(i, w["qkv"](y), at)), x, w["norm2"], m.eps)
             after = m.layers[i + 1]["norm1"] if i + 1 < len(m.layers) else m.norm
             y, x = add_rms_norm(w["down"](silu_mul(w["gate_up"](y))), x, after, m.eps)
-        return y
+        return m.head(m._summed(y)).float()
 
     def _attended(self, i: int, qkv: Tensor, at: Tensor) -> Tensor:
         """Attention of layer i, (rows, heads * d); keys and values go into the caches."""
