@@ -2,10 +2,12 @@
 
     python benchmarks/embed.py                    # MiniLM, a tiny Qwen3; 2,000 chunks of Python's own library
     python benchmarks/embed.py --big              # adds a random checkpoint of the 0.6B shape (needs 6 GB)
+    python benchmarks/embed.py --device cuda --only big --count 5000
 
 Each engine runs in a process of its own, in turn (A B A B ...), on the same texts and model; the figure is
 the median of the rounds. A second table compares int8 with float32, and gives the machine's float32 matmul
 peak, measured in the same run. Model loading is not counted; tokenising is.
+On CUDA everything is in bfloat16, the peak too.
 The last line of standard output is one JSON document.
 """
 
@@ -68,47 +70,52 @@ def make_qwen3(folder: Path, tokenizer: Path, *, reranker: bool = False, **shape
     tiny.write_st_files(folder, "lasttoken", config.hidden_size, {"query": QUERY, "document": ""}, 512)
 
 
-def run_ours(model: str, chunks: list[str], batch: int, **options: str) -> tuple[object, float]:
+def dtype_on(device: str) -> str:
+    return "bfloat16" if device == "cuda" else "float32"
+
+
+def run_ours(model: str, chunks: list[str], batch: int, device: str, **options: str) -> tuple[object, float]:
     from qwench.ops.models.embedder import Embedder, EmbedSettings
     from qwench.ops.models.hub import resolve
 
-    settings = EmbedSettings(device="cpu", dtype="float32", batch_tokens=batch, **options)
+    settings = EmbedSettings(device=device, dtype=dtype_on(device), batch_tokens=batch, **options)
     embedder = Embedder(resolve(model), settings)
     limit = embedder.content_limit()
 
     def encode(part: list[str]) -> object:
         return embedder.embed([embedder.tokenizer.wrap(ids[:limit]) for ids in embedder.tokenizer.ids(part)])
 
-    encode(chunks[:8])
+    encode(chunks[: 512 if device == "cuda" else 8])
     start = time.perf_counter()
     vectors = encode(chunks)
     return vectors, time.perf_counter() - start
 
 
-def run_st(model: str, chunks: list[str], batch: int, dtype: str) -> tuple[object, float]:
+def run_st(model: str, chunks: list[str], batch: int, device: str, dtype: str) -> tuple[object, float]:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    st = SentenceTransformer(model, device="cpu", local_files_only=True, model_kwargs={"dtype": dtype})
+    st = SentenceTransformer(model, device=device, local_files_only=True, model_kwargs={"dtype": dtype})
     options = {"batch_size": batch} if batch else {}
-    st.encode(chunks[:8])
+    st.encode(chunks[: 512 if device == "cuda" else 8], **options)
     start = time.perf_counter()
     vectors = st.encode(chunks, show_progress_bar=False, **options)
     spent = time.perf_counter() - start
     return (vectors.float().numpy() if isinstance(vectors, torch.Tensor) else vectors), spent
 
 
-def peak_gflops() -> float:
-    """float32 matmul peak of this machine, all threads: best of several 2048-cubed products."""
+def peak_gflops(device: str) -> float:
+    """Matmul peak of this machine, all threads: best of several products of 2048-cubed, 8192-cubed on CUDA."""
     import torch
 
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype_on(device))) for _ in range(2))
     times = []
     for _ in range(12):
         start = time.perf_counter()
-        a @ b
+        (a @ b)[0, 0].item()
         times.append(time.perf_counter() - start)
-    return 2 * 2048**3 / min(times) / 1e9
+    return 2 * side**3 / min(times) / 1e9
 
 
 def child(job: dict) -> None:
@@ -116,12 +123,12 @@ def child(job: dict) -> None:
 
     chunks = texts(job["count"])
     if job["engine"] == "peak":
-        print(json.dumps({"gflops": peak_gflops()}))
+        print(json.dumps({"gflops": peak_gflops(job["device"])}))
         return
     if job["engine"] == "ours":
-        vectors, spent = run_ours(job["model"], chunks, job["batch"], **job["options"])
+        vectors, spent = run_ours(job["model"], chunks, job["batch"], job["device"], **job["options"])
     else:
-        vectors, spent = run_st(job["model"], chunks, job["batch"], job.get("dtype", "float32"))
+        vectors, spent = run_st(job["model"], chunks, job["batch"], job["device"], job["dtype"])
     np.save(job["out"], vectors)
     print(json.dumps({"seconds": spent, "peak_mb": peak_bytes() / 2**20}))
 
@@ -146,24 +153,35 @@ def count_tokens(model: Path, chunks: list[str]) -> tuple[int, int]:
 
 
 def compare(
-    name: str, model: Path, count: int, rounds: int, batches: list[int], tmp: Path, peak: float, engines: str
+    name: str,
+    model: Path,
+    count: int,
+    rounds: int,
+    batches: list[int],
+    tmp: Path,
+    peak: float,
+    engines: str,
+    device: str,
 ) -> dict:
     import numpy as np
 
     tokens, parameters = count_tokens(model, texts(count))
+    usual = "bfloat16" if device == "cuda" else "auto"
     jobs = {
         "qwench": {"engine": "ours", "batch": 0, "options": {}},
         "qwench --kernels eager": {"engine": "ours", "batch": 0, "options": {"kernels": "eager"}},
-        "sentence-transformers default": {"engine": "st", "batch": 0, "dtype": "auto"},
-        **{f"sentence-transformers {b}": {"engine": "st", "batch": b} for b in batches},
+        "sentence-transformers default": {"engine": "st", "batch": 0, "dtype": usual},
+        **{f"sentence-transformers {b}": {"engine": "st", "batch": b, "dtype": dtype_on(device)} for b in batches},
         "qwench --quantize int8": {"engine": "ours", "batch": 0, "options": {"quantize": "int8"}},
     }
+    if device == "cuda":
+        del jobs["qwench --quantize int8"]
     jobs = {label: job for label, job in jobs.items() if label.startswith(engines)}
     seconds: dict[str, list[float]] = {j: [] for j in jobs}
     memory: dict[str, float] = {}
     for _ in range(rounds):
         for label, job in jobs.items():
-            done = spawn(model=str(model), count=count, out=str(tmp / f"{label}.npy"), **job)
+            done = spawn(model=str(model), count=count, device=device, out=str(tmp / f"{label}.npy"), **job)
             seconds[label].append(done["seconds"])
             memory[label] = max(memory.get(label, 0), done["peak_mb"])
     ours = np.load(tmp / "qwench.npy")
@@ -182,7 +200,8 @@ def compare(
             }
         )
     print(
-        f"\n{name}: {count} chunks, {tokens} tokens, float32 peak {peak:.0f} GFLOP/s, {rounds} rounds", file=sys.stderr
+        f"\n{name}: {count} chunks, {tokens} tokens, {dtype_on(device)} peak {peak:.0f} GFLOP/s, {rounds} rounds",
+        file=sys.stderr,
     )
     print(
         f"{'engine':32} {'tok/s':>8} {'x slower':>8} {'peak MB':>8} {'GFLOP/s':>8} {'of peak':>8} {'cosine':>9}",
@@ -202,6 +221,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="one of minilm, tiny, big")
     parser.add_argument("--engines", default="", help="those whose names begin so, `qwench` among them")
     parser.add_argument("--tokenizer", type=Path, help="folder with Qwen3's tokenizer.json")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -213,19 +233,21 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         tmp = Path(folder)
-        peak = spawn(engine="peak", count=1)["gflops"]
-        common = {"tmp": tmp, "peak": peak, "engines": args.engines}
+        peak = spawn(engine="peak", count=1, device=args.device)["gflops"]
+        common = {"tmp": tmp, "peak": peak, "engines": args.engines, "device": args.device}
+        sizes = [128] if args.device == "cuda" else [4, 8, 16]
         if args.only in ("", "minilm"):
-            results.append(compare("minilm", resolve("minilm").path, args.count, args.rounds, [4, 8, 16], **common))
+            results.append(compare("minilm", resolve("minilm").path, args.count, args.rounds, sizes, **common))
         small = {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 8, "num_attention_heads": 6}
         if args.only in ("", "tiny"):
             make_qwen3(tmp / "tiny", tokenizer, **small, num_key_value_heads=3, head_dim=64)
-            results.append(compare("tiny qwen3", tmp / "tiny", args.count, args.rounds, [4, 8, 16], **common))
+            results.append(compare("tiny qwen3", tmp / "tiny", args.count, args.rounds, sizes, **common))
         if args.big or args.only == "big":
             big = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
             make_qwen3(tmp / "big", tokenizer, **big, num_key_value_heads=8, head_dim=128)
-            results.append(compare("qwen3 0.6B shape", tmp / "big", 64, min(args.rounds, 2), [1, 4], **common))
-    print(json.dumps({"schema": 1, "float32_peak_gflops": peak, "results": results}))
+            count, sizes = (args.count, sizes) if args.device == "cuda" else (64, [1, 4])
+            results.append(compare("qwen3 0.6B shape", tmp / "big", count, min(args.rounds, 2), sizes, **common))
+    print(json.dumps({"schema": 1, "peak_gflops": peak, "results": results}))
 
 
 if __name__ == "__main__":

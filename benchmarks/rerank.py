@@ -115,7 +115,7 @@ def run_card(model: str, queries: list[str], docs: list[str]) -> tuple[list[list
 
 def child(job: dict) -> None:
     if job["engine"] == "peak":
-        print(json.dumps({"gflops": peak_gflops()}))
+        print(json.dumps({"gflops": peak_gflops("cpu")}))
         return
     queries, docs = QUERIES[: job["queries"]], documents(job["model"], job["documents"])
     if job["engine"] == "ours":

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from qwench.ops.kernels import choose
+from qwench.ops.models import packed
 from qwench.ops.models.embedder import Embedder, EmbedSettings
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.load_causal import load_causal
@@ -68,6 +69,25 @@ def test_embedding_on_cuda(tmp_path: Path, kind: str, kernels: str) -> None:
         ids = model.tokenizer.ids(tiny.real_texts(40))
         vectors[device] = model.embed([model.tokenizer.wrap(i[:limit]) for i in ids])
     assert (vectors["cpu"] * vectors["cuda"]).sum(1).min() >= 0.99999
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [0, 70])
+def test_packed_attention_on_cuda(dtype: torch.dtype, causal: bool, length: int) -> None:
+    """Sequences of many lengths, with a prefix that all see, and their last queries alone."""
+    made = torch.Generator().manual_seed(5)
+    lengths = [40, 40, 17, 5, 5, 5, 1]
+    q, k, v = (torch.randn(sum(lengths), n, 24, generator=made).to(dtype) for n in (6, 2, 2))
+    shared = tuple(torch.randn(length, 2, 24, generator=made).to(dtype) for _ in range(2)) if length else None
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    for attention, queries, more in ((packed.attend, q, {"causal": causal}), (packed.attend_last, q[ends], {})):
+        found = []
+        for device, kind in (("cpu", torch.float32), ("cuda", dtype)):
+            prefix = shared and tuple(t.to(device, kind) for t in shared)
+            args = [t.to(device, kind) for t in (queries, k, v)]
+            found.append(attention(*args, packed.runs_of(lengths), prefix=prefix, **more).cpu().float())
+        torch.testing.assert_close(*found, atol=1e-5 if dtype == torch.float32 else 3e-2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

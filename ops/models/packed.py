@@ -8,6 +8,7 @@ Sequences sorted by length sit in runs of equal length, and one attention call s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def positions_of(lengths: list[int], device: object = None) -> Tensor:
 
     if len(set(lengths)) == 1:
         return torch.arange(lengths[0], device=device).repeat(len(lengths))
-    return torch.cat([torch.arange(n, device=device) for n in lengths])
+    # Put together on the CPU: on a GPU each sequence would be a launch.
+    return torch.cat([torch.arange(n) for n in lengths]).to(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ def attend(
     Returns:
         (T, heads * head_dim), same dtype as q.
     """
+    if _one_call(q):
+        return _joined(q, k, v, runs, causal=causal, last=False, scale=scale, prefix=prefix)
     parts = [_sequences(run, q, k, v) for run in runs]
     return _attended(q, parts, causal=causal, scale=scale, prefix=prefix)
 
@@ -90,6 +94,8 @@ def attend_last(
     q: Tensor, k: Tensor, v: Tensor, runs: list[Run], *, prefix: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """Like `attend` for one query per sequence, its last: q (n, heads, head_dim) -> (n, heads * head_dim)."""
+    if _one_call(q):
+        return _joined(q, k, v, runs, causal=False, last=True, scale=None, prefix=prefix)
     parts, at = [], 0
     for run in runs:
         _, keys, values = _sequences(run, k, k, v)
@@ -101,6 +107,55 @@ def attend_last(
 def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
     """The run's rows of each (T, heads, d) tensor as (count, heads, length, d)."""
     return [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in tensors]
+
+
+def _one_call(q: Tensor) -> bool:
+    """Whether PyTorch's flash attention on CUDA takes sequences of any length in one call, without padding."""
+    import torch
+
+    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+
+
+@lru_cache(8)
+def _bounds(runs: tuple[Run, ...], device: object) -> Tensor:
+    """Where sequences begin, and the last one ends, int32."""
+    import torch
+
+    counts, lengths = (torch.tensor([getattr(run, name) for run in runs]) for name in ("count", "length"))
+    ends = lengths.repeat_interleave(counts).cumsum(0)
+    return torch.cat((torch.zeros(1), ends)).to(device, torch.int32)
+
+
+def _joined(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    runs: list[Run],
+    *,
+    causal: bool,
+    last: bool,
+    scale: float | None,
+    prefix: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """One call for all sequences: launching one for each length would take longer than the arithmetic.
+
+    Args:
+        last: q has one row a sequence.
+    """
+    import torch
+
+    flash = torch.ops.aten._flash_attention_forward
+    keys, longest = _bounds(tuple(runs), q.device), max(run.length for run in runs)
+    queries, most = keys, longest
+    if last:
+        queries, most = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device), 1
+    own, lse, *_ = flash(q, k, v, queries, keys, most, longest, 0.0, causal, False, scale=scale)
+    if prefix is None:
+        return own.flatten(1)
+    # All queries of the pack are one long sequence to the prefix.
+    one, theirs = (_bounds((Run(0, 1, n),), q.device) for n in (len(q), len(prefix[0])))
+    beside, beside_lse, *_ = flash(q, *prefix, one, theirs, len(q), len(prefix[0]), 0.0, False, False, scale=scale)
+    return joined(own, lse.t(), beside, beside_lse.t()).flatten(1)
 
 
 def _attended(
@@ -164,7 +219,7 @@ def _beside_prefix(
     scale: float | None,
     grouped: bool,
 ) -> Tensor:
-    """One call over prefix and own keys side by side, for devices without an attention that gives its log-sum-exp."""
+    """One call over prefix and own keys side by side, where no attention gives its log-sum-exp."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
