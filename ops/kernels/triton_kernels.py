@@ -38,27 +38,31 @@ def _rms_kernel(x, residual, weight, y, total, ldx, ldr, width, eps, ADD: tl.con
 
 
 @triton.jit
-def _rotate_kernel(x, weight, cos, sin, y, ldx, ldh, ldc, heads, width, eps, NORM: tl.constexpr, BLOCK: tl.constexpr):
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+def _rotate_kernel(
+    x, weight, cos, sin, y, ldx, ldh, ldc, heads, width, eps, NORM: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     at = tl.arange(0, BLOCK)
-    inside = at < width
     other = (at + width // 2) % width
-    base = x + row * ldx + head * ldh
-    one = tl.load(base + at, mask=inside, other=0.0)
-    two = tl.load(base + other, mask=inside, other=0.0)
+    there = at < width
+    inside = (head[:, None] < heads) & there[None, :]
+    base = x + row * ldx + head[:, None] * ldh
+    one = tl.load(base + at[None, :], mask=inside, other=0.0)
+    two = tl.load(base + other[None, :], mask=inside, other=0.0)
+    kind = y.dtype.element_ty
     if NORM:
         wide = one.to(tl.float32)
-        scale = 1.0 / tl.sqrt(tl.sum(wide * wide) / width + eps)
-        mine = weight + head * width
-        kind = y.dtype.element_ty
-        one_weight = tl.load(mine + at, mask=inside, other=0.0).to(tl.float32)
-        two_weight = tl.load(mine + other, mask=inside, other=0.0).to(tl.float32)
+        scale = (1.0 / tl.sqrt(tl.sum(wide * wide, 1) / width + eps))[:, None]
+        mine = weight + head[:, None] * width
+        one_weight = tl.load(mine + at[None, :], mask=inside, other=0.0).to(tl.float32)
+        two_weight = tl.load(mine + other[None, :], mask=inside, other=0.0).to(tl.float32)
         one = ((wide * scale).to(kind).to(tl.float32) * one_weight).to(kind)
         two = ((two.to(tl.float32) * scale).to(kind).to(tl.float32) * two_weight).to(kind)
-    c = tl.load(cos + row * ldc + at, mask=inside, other=0.0).to(tl.float32)
-    s = tl.load(sin + row * ldc + at, mask=inside, other=0.0).to(tl.float32)
-    out = one.to(tl.float32) * c + two.to(tl.float32) * s
-    tl.store(y + (row * heads + head) * width + at, out.to(y.dtype.element_ty), mask=inside)
+    c = tl.load(cos + row * ldc + at, mask=there, other=0.0).to(tl.float32)
+    s = tl.load(sin + row * ldc + at, mask=there, other=0.0).to(tl.float32)
+    out = one.to(tl.float32) * c[None, :] + two.to(tl.float32) * s[None, :]
+    tl.store(y + (row * heads + head[:, None]) * width + at[None, :], out.to(kind), mask=inside)
 
 
 @triton.jit
@@ -185,9 +189,11 @@ def norm_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: 
     rows, heads, width = x.shape
     cos, sin = cos.contiguous(), sin.contiguous()
     y = torch.empty((rows, heads, width), dtype=x.dtype, device=x.device)
-    _rotate_kernel[(rows, heads)](
+    # A head alone is too little for a program.
+    each = min(8, power(heads, 1))
+    _rotate_kernel[(rows, triton.cdiv(heads, each))](
         x, x if weight is None else weight, cos, sin, y, x.stride(0), x.stride(1), cos.stride(0), heads, width, eps,
-        weight is not None, power(width),
+        weight is not None, each, power(width),
     )  # fmt: skip
     return y
 
