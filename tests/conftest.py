@@ -11,9 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Read when Triton is imported, which any test's imports may do.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 #: the C kernels are built once for all tests, although each has a home of its own
 KERNELS = {"QWENCH_NATIVE_CACHE": str(Path(tempfile.gettempdir()) / f"qwench-test-kernels-{os.getuid()}")}
 os.environ.update(KERNELS)

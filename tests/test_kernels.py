@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-
 from qwench.ops.errors import QwenchError
 from qwench.ops.kernels import choose, eager, native, native_step, parscale, reference
 from qwench.ops.models import elementwise
