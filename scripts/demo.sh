@@ -4,7 +4,7 @@ set -eu
 qwench=$1
 index=demo/qwench.lance
 mkdir -p demo
-$qwench embed README.md docs CONTRIBUTING.md --exclude cli.md --out "$index" --model minilm
+$qwench embed README.md docs CONTRIBUTING.md --exclude cli.md --exclude '*.svg' --out "$index" --model minilm
 for question in \
     "What happens when a run is killed in the middle?" \
     "Why is bfloat16 slow on my CPU?" \
