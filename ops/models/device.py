@@ -20,6 +20,8 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 def pick_device(device: str = "auto") -> Choice:
     """`auto` takes CUDA, then MPS, then the CPU; a name (`cpu`, `cuda`, `cuda:1`, `mps`) is checked.
 
+    A CUDA device with a number becomes the current one of this process.
+
     Raises:
         QwenchError: the named device is not there.
     """
@@ -41,6 +43,9 @@ def pick_device(device: str = "auto") -> Choice:
         raise QwenchError(f"unknown device: `{device}`", "use auto, cpu, cuda, cuda:N or mps", code=2)
     if not there[kind]:
         raise QwenchError(f"torch sees no such device: `{device}`", "use --device auto")
+    if kind == "cuda" and index:
+        # Triton launches its kernels, and graphs are captured, on the current device.
+        torch.cuda.set_device(int(index))
     return Choice(device, "as asked")
 
 
