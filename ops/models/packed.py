@@ -85,7 +85,7 @@ def attend(
         (T, heads * head_dim), same dtype as q.
     """
     if _one_call(q):
-        return _joined(q, k, v, runs, causal=causal, last=False, scale=scale, prefix=prefix)
+        return _unpadded(q, k, v, runs, causal=causal, last=False, scale=scale, prefix=prefix)
     parts = [_sequences(run, q, k, v) for run in runs]
     return _attended(q, parts, causal=causal, scale=scale, prefix=prefix)
 
@@ -95,7 +95,7 @@ def attend_last(
 ) -> Tensor:
     """Like `attend` for one query per sequence, its last: q (n, heads, head_dim) -> (n, heads * head_dim)."""
     if _one_call(q):
-        return _joined(q, k, v, runs, causal=False, last=True, scale=None, prefix=prefix)
+        return _unpadded(q, k, v, runs, causal=False, last=True, scale=None, prefix=prefix)
     parts, at = [], 0
     for run in runs:
         _, keys, values = _sequences(run, k, k, v)
@@ -110,10 +110,12 @@ def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
 
 
 def _one_call(q: Tensor) -> bool:
-    """Whether PyTorch's flash attention on CUDA takes sequences of any length in one call, without padding."""
+    """Whether PyTorch's flash attention (Ampere and later) takes sequences of any length in one call, unpadded."""
     import torch
 
-    return q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0
+    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device)[0] >= 8
 
 
 @lru_cache(8)
@@ -123,10 +125,10 @@ def _bounds(runs: tuple[Run, ...], device: object) -> Tensor:
 
     counts, lengths = (torch.tensor([getattr(run, name) for run in runs]) for name in ("count", "length"))
     ends = lengths.repeat_interleave(counts).cumsum(0)
-    return torch.cat((torch.zeros(1), ends)).to(device, torch.int32)
+    return torch.cat((torch.zeros(1, dtype=torch.int64), ends)).to(device, torch.int32)
 
 
-def _joined(
+def _unpadded(
     q: Tensor,
     k: Tensor,
     v: Tensor,
