@@ -387,6 +387,33 @@ typedef struct {
     float top[MOST_GROUP], total[MOST_GROUP], out[MOST_GROUP][MOST_D];
 } Softmax;
 
+/* out (d) += score (count) times values (count, d), sums in registers; next: as many rows that come soon, or null. */
+INLINE void add_values(float *out, const float *score, const float *values, long count, long d, const float *next) {
+    long i = 0;
+    for (; i + 4 * WIDTH <= d; i += 4 * WIDTH) {
+        vf a = load(out + i), b = load(out + i + WIDTH), c = load(out + i + 2 * WIDTH), e = load(out + i + 3 * WIDTH);
+        for (long j = 0; j < count; j++) {
+            const float *v = values + j * d + i;
+            if (next) fetch(next + j * d + i, 4 * WIDTH * 4);
+            a += score[j] * load(v);
+            b += score[j] * load(v + WIDTH);
+            c += score[j] * load(v + 2 * WIDTH);
+            e += score[j] * load(v + 3 * WIDTH);
+        }
+        store(out + i, a);
+        store(out + i + WIDTH, b);
+        store(out + i + 2 * WIDTH, c);
+        store(out + i + 3 * WIDTH, e);
+    }
+    for (; i + WIDTH <= d; i += WIDTH) {
+        vf a = load(out + i);
+        for (long j = 0; j < count; j++) a += score[j] * load(values + j * d + i);
+        store(out + i, a);
+    }
+    for (; i < d; i++)
+        for (long j = 0; j < count; j++) out[i] += score[j] * values[j * d + i];
+}
+
 /* n more keys and values (n, d) for `group` queries (group, d): the softmax over blocks of arXiv 1805.02867. */
 static void attend_more(Softmax *s, const float *q, const float *keys, const float *values, long n, long group, long d,
                         float scale) {
@@ -413,13 +440,8 @@ static void attend_more(Softmax *s, const float *q, const float *keys, const flo
             for (long j = count; j % WIDTH; j++) total[j % WIDTH] -= score[j];
             s->total[g] = s->total[g] * old + sum(total);
             s->top[g] = top;
-            for (long j = 0; j < count; j++) {
-                const float *v = values + (at + j) * d;
-                if (g == 0 && at + KEYS < n) fetch(keys + (at + KEYS + j) * d, d * 4);
-                long i = 0;
-                for (; i + WIDTH <= d; i += WIDTH) store(out + i, load(out + i) + score[j] * load(v + i));
-                for (; i < d; i++) out[i] += score[j] * v[i];
-            }
+            const float *next = g == 0 && at + KEYS < n ? keys + (at + KEYS) * d : 0;
+            add_values(out, score, values + at * d, count, d, next);
         }
     }
 }
