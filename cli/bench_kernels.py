@@ -196,7 +196,10 @@ def _model(streams: Any, model: str, dtype: str, seq: int, batch: Any, device: s
     if json:
         streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
         return
+    cuda = result["environment"]["device"].startswith("cuda")
     for step in result["steps"]:
         streams.data(f"{step['step']} of {step['tokens']} tokens, batch {step['batch']}: {_time(step['seconds'])}")
+        if cuda:
+            streams.data(f"  the GPU is at work for {_time(step['split_seconds'])}")
         for name, part in step["parts"].items():
             streams.data(f"  {name:12} {_time(part):>10} {part / step['split_seconds']:6.1%}")

@@ -39,6 +39,7 @@ def recycle(options: RecycleOptions) -> Events:
         yield from _recycled(work)
     finally:
         work.close()
+        _leave_group()
 
 
 def _recycled(work: Work) -> Events:
@@ -86,6 +87,14 @@ def _begin(work: Work) -> Iterator[Event]:
         yield Warned(
             "data", f"{there:,} tokens of data for {wanted:,} of training: each is seen {wanted / there:.1f} times"
         )
+
+
+def _leave_group() -> None:
+    """Part from the other processes of torchrun, which says so on stderr if it is left to the exit."""
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _quiet() -> None:

@@ -35,8 +35,10 @@ class Work:
         """Open model and folder.
 
         Raises:
-            QwenchError: output or run there already, no such model, options that do not fit.
+            QwenchError: output or run there already, no such model or none that streams fit, options that do not fit.
         """
+        from .recycling.model import check_family
+
         check(options)
         self.o, self.out = options, Path(os.path.abspath(options.out))
         self.folder = self.out.with_name(self.out.name + ".run")
@@ -48,6 +50,7 @@ class Work:
         apart(self.source, self.out)
         self.plan = self._plan()
         self.config: dict[str, Any] = json.loads(self.plan.side.get("config.json") or b"null") or self.source.config()
+        check_family(self.config)
         self.device = pick_device(options.device)
         stored = next((x.dtype for x in self.plan.outputs if len(x.shape) > 1), "float32")
         self.dtype = training_dtype(options.dtype, self.device.value, stored)
@@ -90,9 +93,12 @@ class Work:
             note.write_text(json.dumps({"plan": mark}))
 
     def close(self) -> None:
-        """Let another run at the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
+        """Let another run at the folder; one without any training in it is removed."""
+        if self._lock is None:
+            return
+        if self.folder.is_dir() and not any(f.is_dir() for f in self.folder.iterdir()):
+            shutil.rmtree(self.folder)
+        os.close(self._lock)
 
     def read(self) -> Iterator[Event]:
         """Fill `blocks`: from the run's folder, or from the data."""

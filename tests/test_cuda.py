@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from qwench.ops.bench_model import bench_model
+from qwench.ops.events import Finished
 from qwench.ops.kernels import choose
 from qwench.ops.models import packed
 from qwench.ops.models.embedder import Embedder, EmbedSettings
@@ -101,3 +103,20 @@ def test_reranking_on_cuda(tmp_path: Path, kernels: str) -> None:
         )
         scores[device] = [s.margin for s in model.score(model.question("How are errors handled?"), texts)]
     np.testing.assert_allclose(scores["cuda"], scores["cpu"], atol=1e-3)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3 streams", "qwen3_moe"])
+def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str, kernels: str) -> None:
+    """Every kernel has its time on the GPU, Triton's and those inside a graph too."""
+    name, _, streams = kind.partition(" ")
+    folder = streamed(tmp_path, name) if streams else tiny.byte_decoder(tmp_path / "m", name)
+    (result,) = (
+        e.result for e in bench_model(str(folder), "auto", 32, (1, 2), "cuda", 0, kernels) if isinstance(e, Finished)
+    )
+    for step in result["steps"]:
+        parts = step["parts"]
+        inside = {"experts"} if kind == "qwen3_moe" else {"gate_up", "down"}
+        assert {f"product {p}" for p in ("qkv", "out", "head", *inside)} <= parts.keys()
+        assert all(parts[n] > 0 for n in parts if n != "the rest") and {"attention", "rms_norm"} <= parts.keys()
+        assert sum(parts.values()) == pytest.approx(step["split_seconds"])

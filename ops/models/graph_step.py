@@ -25,10 +25,13 @@ class GraphStep:
 
     Args:
         model: as `fits` says.
+
+    Attributes:
+        replays: False runs the step kernel by kernel instead, for a look at each of them.
     """
 
     def __init__(self, model: CausalDecoder) -> None:
-        self.model = model
+        self.model, self.replays = model, True
         self._graphs: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     @staticmethod
@@ -49,6 +52,8 @@ class GraphStep:
         import torch
 
         given = torch.tensor([ids, past])
+        if not self.replays:
+            return self.step(*given.to(self.model.device))
         if len(ids) not in self._graphs:
             self._graphs[len(ids)] = self._captured(given.to(self.model.device))
         graph, buffer, logits = self._graphs[len(ids)]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: one document in this many is held out where no evaluation data is given
 HOLD_OUT = 20
+#: sequences that are held out at least: a gain has its standard error over them
+HELD_LEAST = 2
 #: beginnings of documents that prefixes may be seeded with
 HEADS = 64
 #: what most base models end a document with
@@ -37,7 +39,7 @@ class DataOptions:
         seq_len: tokens of a block.
         head: tokens of a document's beginning, see Blocks.heads.
         tokens: of training that are wanted; reading stops there.
-        eval_tokens: most tokens held out.
+        eval_tokens: most tokens held out, but HELD_LEAST sequences at least.
         end: token put between documents, None for `<|endoftext|>` or the model's own.
     """
 
@@ -111,14 +113,15 @@ def read_blocks(options: DataOptions, tokenizer: TextTokenizer, end: int) -> Ite
     """Read, tokenize and pack; yields warnings and progress, and the Blocks last.
 
     Raises:
-        QwenchError: nothing to read, or less than one block to train on or to hold out.
+        QwenchError: nothing to read, or less than one block to train on or two to hold out.
     """
     import torch
 
     yield Started("read", float(options.tokens) or None, "tokens")
     train, held, heads, counts = [], [], [], [0, 0]
-    room = options.eval_tokens
-    enough = options.tokens + options.seq_len if options.tokens else float("inf")
+    length = options.seq_len
+    most = room = max(options.eval_tokens, HELD_LEAST * length)
+    enough = options.tokens + length if options.tokens else float("inf")
     size = 0
     own = not options.eval_data
     for item in _documents(options, options.data, tokenizer):
@@ -147,27 +150,23 @@ def read_blocks(options: DataOptions, tokenizer: TextTokenizer, end: int) -> Ite
             continue
         held += [*item[1], end]
         counts[1] += 1
-        if len(held) >= options.eval_tokens:
+        if len(held) >= most:
             break
     note = "from --eval-data" if options.eval_data else f"one document in {HOLD_OUT}, by a hash of its name"
-    if own and min(len(held), len(train)) < options.seq_len:
+    if own and (len(held) < HELD_LEAST * length or len(train) < length):
         train += held
-        cut = max(len(train) // HOLD_OUT, options.seq_len)
+        cut = max(len(train) // HOLD_OUT, HELD_LEAST * length)
         held, train = train[-cut:], train[:-cut]
         note = "the end of the text, since there are too few documents to hold some out"
-    length = options.seq_len
 
-    def blocks(ids: list[int], most: int | None = None) -> Tensor:
-        whole = torch.tensor(ids[: len(ids) // length * length], dtype=torch.int32).view(-1, length)
-        return whole if most is None else whole[: max(most // length, 1)]
+    def blocks(ids: list[int]) -> Tensor:
+        return torch.tensor(ids[: len(ids) // length * length], dtype=torch.int32).view(-1, length)
 
-    found = Blocks(
-        blocks(train), blocks(held, options.eval_tokens), torch.tensor(heads, dtype=torch.int32), *counts, note
-    )
-    for part, name in ((found.train, "to train on"), (found.held_out, "held out")):
-        if not len(part):
+    found = Blocks(blocks(train), blocks(held[:most]), torch.tensor(heads, dtype=torch.int32), *counts, note)
+    for part, least, said in ((found.train, 1, "one sequence"), (found.held_out, HELD_LEAST, "two held-out sequences")):
+        if len(part) < least:
             raise QwenchError(
-                f"the data is shorter than one sequence of {length} tokens {name}", "give more, or a smaller --seq-len"
+                f"the data is shorter than {said} of {length} tokens", "give more, or a smaller --seq-len"
             )
     # Few documents: sequences from their middle are as good a beginning.
     more = found.train[: HEADS - len(heads), : options.head]

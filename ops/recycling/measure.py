@@ -69,11 +69,9 @@ def streams_apart(model: nn.Module, blocks: Tensor, batch: int) -> dict[str, Any
 
 
 def gain(before: list[float], after: list[float]) -> tuple[float, float]:
-    """(mean fall of the loss from `before` to `after`, its standard error), over the same blocks."""
+    """(mean fall of the loss from `before` to `after`, its standard error), over the same blocks, two at least."""
     falls = [b - a for b, a in zip(before, after, strict=True)]
     mean = sum(falls) / len(falls)
-    if len(falls) < 2:
-        return mean, float("inf")
     return mean, sqrt(sum((f - mean) ** 2 for f in falls) / (len(falls) - 1) / len(falls))
 
 

@@ -18,18 +18,12 @@ _OLD = ("model_type", "architectures", "auto_map", "dtype", "torch_dtype", "tran
 BOTTLENECK = 256
 
 
-def build(config: dict[str, Any], plan: Plan, dtype: str, device: str) -> nn.Module:
-    """The decoder of a plan's tensors as a model whose streams can be set; it has one now, and equals the base.
-
-    Args:
-        plan: of the base in transformers' names.
-        dtype: that the decoder is held in.
+def check_family(config: dict[str, Any]) -> None:
+    """Whether a model of this config.json can be given streams.
 
     Raises:
-        QwenchError: a family without streams here; a tensor that is missing or left over.
+        QwenchError: a family without streams here, streams already, sliding windows.
     """
-    import torch
-
     kind = config.get("model_type")
     if kind not in FAMILIES:
         if str(kind).endswith("_parscale"):
@@ -39,7 +33,22 @@ def build(config: dict[str, Any], plan: Plan, dtype: str, device: str) -> nn.Mod
         )
     if config.get("use_sliding_window") and config.get("sliding_window"):
         raise QwenchError("the model has sliding windows, which its prefixes would fall out of", "give another model")
-    family = FAMILIES[kind]
+
+
+def build(config: dict[str, Any], plan: Plan, dtype: str, device: str) -> nn.Module:
+    """The decoder of a plan's tensors as a model whose streams can be set; it has one now, and equals the base.
+
+    Args:
+        config: of a family that `check_family` passes.
+        plan: of the base in transformers' names.
+        dtype: that the decoder is held in.
+
+    Raises:
+        QwenchError: a tensor that is missing or left over.
+    """
+    import torch
+
+    family = FAMILIES[config["model_type"]]
     made = family.config_class(**{k: v for k, v in config.items() if k not in _OLD})
     tensors = {o.name: o.whole().to(getattr(torch, dtype)) for o in plan.outputs}
     model, info = family.from_pretrained(
