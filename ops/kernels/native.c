@@ -6,6 +6,7 @@
  */
 #include <math.h>
 #include <omp.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #if defined(__x86_64__)
@@ -25,8 +26,6 @@
 
 /* Outputs of one tile at most: many rows of weights at once keep the memory busy when there is one row of x. */
 #define MAX_OUTPUTS 8
-/* rows of one call of qwench_step */
-#define MOST_STEP_ROWS 256
 
 /* Floats of x, and rows, that stay in the first cache while weights stream by; bytes that are asked for ahead */
 #define NEAR 8192
@@ -38,6 +37,9 @@
 #define LEAST_BLOCK (1 << 16)
 #define BLOCK_ONCE (1 << 20)
 #define BLOCK_AGAIN (1 << 18)
+/* Bytes that a waiting thread asks for ahead, and turns of its loop before it lets others have the core */
+#define WAITING (1 << 17)
+#define PATIENCE 10000
 
 enum { F32, BF16, F16 };
 
@@ -83,6 +85,12 @@ INLINE long bytes_of(int kind) { return kind == F32 ? 4 : 2; }
 /* Asks for memory that is needed later, so that it is on its way while what is there is added up. */
 INLINE void fetch(const void *p, long bytes) {
     for (long line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)p + line);
+}
+
+INLINE void pause_a_little(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
 }
 
 /* `at` counts elements. */
@@ -228,32 +236,68 @@ typedef struct {
     int kind;
 } Matrix;
 
-/* y (m, n) = x (m, k) @ weight^T + bias, on top of y where `add`. Threads take blocks of rows as they come free: a
- * core may be busy. */
-void qwench_linear(const Matrix *w, const float *x, long ldx, float *y, long m, int add, int threads) {
-    long n = w->n, k = w->k, row = k * bytes_of(w->kind), bytes = n * row / (4 * threads);
+/* Tasks 0..count-1 of some threads. A thread goes through a share of its own in order, which reads memory faster, and
+ * then helps with the others', since a core may be busy. */
+typedef struct {
+    long *next; /* of each share, a cache line apart */
+    long count;
+    int threads;
+} Tasks;
+
+INLINE long share_of(const Tasks *s, int t) { return t * s->count / s->threads; }
+
+/* The next task of thread t, or -1. helped: 0 before the first call. */
+INLINE long take(const Tasks *s, int t, int *helped) {
+    for (; *helped < s->threads; ++*helped) {
+        int of = (t + *helped) % s->threads;
+        long task = __atomic_fetch_add(&s->next[of * 8], 1, __ATOMIC_RELAXED);
+        if (task < share_of(s, of + 1)) return task;
+    }
+    return -1;
+}
+
+/* Rows of weights that a thread takes at a time. */
+static long block_of(const Matrix *w, long m, int threads) {
+    long row = w->k * bytes_of(w->kind), bytes = w->n * row / (4 * threads);
     long most = m > MAX_ROWS ? BLOCK_AGAIN : BLOCK_ONCE;
     long block = (bytes < LEAST_BLOCK ? LEAST_BLOCK : bytes > most ? most : bytes) / row;
-    block = block < 24 ? 24 : block / 24 * 24; /* a multiple of every tile's width */
-    long blocks = (n + block - 1) / block;
-    if (m * n * k < 1 << 16) threads = 1;
-    long next[threads * 8]; /* a cache line each */
-    for (int t = 0; t < threads; t++) next[t * 8] = t * blocks / threads;
-    /* A thread goes through a share of its own in order, which reads memory faster, and then helps with the others'. */
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    for (int i = 0; i < threads; i++) {
-        long t = (omp_get_thread_num() + i) % threads, end = (t + 1) * blocks / threads, b;
-        while ((b = __atomic_fetch_add(&next[t * 8], 1, __ATOMIC_RELAXED)) < end) {
-            long n0 = b * block, n1 = n0 + block < n ? n0 + block : n;
-            (w->kind == F32 ? rows_f32 : w->kind == BF16 ? rows_bf16 : rows_f16)(x, ldx, m, w->weight, n0, n1, k,
-                                                                                 w->bias, y, n, add);
-        }
+    return block < 24 ? 24 : block / 24 * 24; /* a multiple of every tile's width */
+}
+
+/* What thread t does of qwench_linear. */
+static void linear_share(const Matrix *w, const float *x, long ldx, float *y, long m, int add, const Tasks *s, int t) {
+    long n = w->n, block = block_of(w, m, s->threads), b;
+    int helped = 0;
+    while ((b = take(s, t, &helped)) >= 0) {
+        long n0 = b * block, n1 = n0 + block < n ? n0 + block : n;
+        (w->kind == F32 ? rows_f32 : w->kind == BF16 ? rows_bf16 : rows_f16)(x, ldx, m, w->weight, n0, n1, w->k,
+                                                                             w->bias, y, n, add);
     }
+}
+
+/* y (m, n) = x (m, k) @ weight^T + bias, on top of y where `add`. */
+void qwench_linear(const Matrix *w, const float *x, long ldx, float *y, long m, int add, int threads) {
+    if (m * w->n * w->k < 1 << 16) threads = 1;
+    long next[threads * 8], block = block_of(w, m, threads);
+    Tasks s = {next, (w->n + block - 1) / block, threads};
+    for (int t = 0; t < threads; t++) next[t * 8] = share_of(&s, t);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    linear_share(w, x, ldx, y, m, add, &s, omp_get_thread_num());
 }
 
 INLINE vf larger(vf a, vf b) {
     vu mask = (vu)(a > b);
     return (vf)(((vu)a & mask) | ((vu)b & ~mask));
+}
+
+INLINE float highest(vf x) {
+#if WIDTH == 16
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float most = x[0];
+    for (int i = 1; i < WIDTH; i++) most = x[i] > most ? x[i] : most;
+    return most;
+#endif
 }
 
 /* e^x to 2 units in the last place from -87 to 88, beyond that the ends; NaN and infinities become NaN. Cody and Waite's
@@ -345,19 +389,19 @@ void qwench_norm_rotate(const float *x, long ldx, const float *weight, const flo
                    y + (r * heads + h) * d, d, eps);
 }
 
+static void silu_row(const float *gate, const float *up, float *out, long n) {
+    long i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        vf g = load(gate + i);
+        store(out + i, g * sigmoid(g) * load(up + i));
+    }
+    for (; i < n; i++) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
 /* gate_up: rows of (gate n, up n) -> silu(gate) * up. y may be gate_up for one row alone. */
 void qwench_silu_mul(const float *gate_up, float *y, long rows, long n, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows * n > 1 << 14)
-    for (long r = 0; r < rows; r++) {
-        const float *gate = gate_up + r * 2 * n, *up = gate + n;
-        float *out = y + r * n;
-        long i = 0;
-        for (; i + WIDTH <= n; i += WIDTH) {
-            vf g = load(gate + i);
-            store(out + i, g * sigmoid(g) * load(up + i));
-        }
-        for (; i < n; i++) out[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
-    }
+    for (long r = 0; r < rows; r++) silu_row(gate_up + r * 2 * n, gate_up + r * 2 * n + n, y + r * n, n);
 }
 
 /* y = x, rows of (heads, d), times sigmoid(gate), one gate a head (each = 1) or an element (each = d). y may be x. */
@@ -379,6 +423,35 @@ void qwench_gate(const float *x, const float *gate, long ldg, float *y, long row
         }
 }
 
+/* What follows the first product of ParScale's aggregator (arXiv 2505.10475, section 3.2): hidden (tokens, n), that
+ * product; h: vectors (n), one every `of_stream` and `of_token`; w2 (streams, n), b2 (streams); y (tokens, n). */
+void qwench_join(const float *hidden, const float *h, long of_stream, long of_token, const float *w2, const float *b2,
+                 float smooth, float *y, long tokens, long streams, long n) {
+    float share[streams];
+    for (long t = 0; t < tokens; t++) {
+        const float *in = hidden + t * n, *each = h + t * of_token;
+        float *out = y + t * n, top = -INFINITY, total = 0;
+        long i = 0;
+        for (; i + WIDTH <= n; i += WIDTH) store(out + i, load(in + i) * sigmoid(load(in + i)));
+        for (; i < n; i++) out[i] = in[i] / (1.0f + expf(-in[i]));
+        for (long p = 0; p < streams; p++) {
+            share[p] = dot(out, w2 + p * n, n) + b2[p];
+            top = share[p] > top ? share[p] : top;
+        }
+        for (long p = 0; p < streams; p++) total += share[p] = expf(share[p] - top);
+        for (long p = 0; p < streams; p++) share[p] = share[p] / total * (1 - smooth) + smooth / (float)streams;
+        for (i = 0; i + WIDTH <= n; i += WIDTH) {
+            vf sum = {0};
+            for (long p = 0; p < streams; p++) sum += share[p] * load(each + p * of_stream + i);
+            store(out + i, sum);
+        }
+        for (; i < n; i++) {
+            out[i] = 0;
+            for (long p = 0; p < streams; p++) out[i] += share[p] * each[p * of_stream + i];
+        }
+    }
+}
+
 #define KEYS 64      /* keys between two updates of the running softmax */
 #define MOST_D 512   /* largest head; the callers check */
 #define MOST_GROUP 8 /* query heads of one key head that go together */
@@ -387,61 +460,98 @@ typedef struct {
     float top[MOST_GROUP], total[MOST_GROUP], out[MOST_GROUP][MOST_D];
 } Softmax;
 
-/* out (d) += score (count) times values (count, d), sums in registers; next: as many rows that come soon, or null. */
-INLINE void add_values(float *out, const float *score, const float *values, long count, long d, const float *next) {
-    long i = 0;
-    for (; i + 4 * WIDTH <= d; i += 4 * WIDTH) {
-        vf a = load(out + i), b = load(out + i + WIDTH), c = load(out + i + 2 * WIDTH), e = load(out + i + 3 * WIDTH);
-        for (long j = 0; j < count; j++) {
-            const float *v = values + j * d + i;
-            if (next) fetch(next + j * d + i, 4 * WIDTH * 4);
-            a += score[j] * load(v);
-            b += score[j] * load(v + WIDTH);
-            c += score[j] * load(v + 2 * WIDTH);
-            e += score[j] * load(v + 3 * WIDTH);
+/* Query heads that share each load of a key or value, and their sums that fit the registers */
+#define TOGETHER 4
+#define SUMS (WIDTH == 16 ? 24 : 8)
+
+/* score (G, KEYS) = G queries (d) times `count` keys (d). soon: as many rows that are needed next, or null. */
+INLINE void score_keys(const float *q, const float *keys, long count, long d, float scale, float (*score)[KEYS],
+                       const float *soon, const int G) {
+    for (long j = 0; j < count; j++) {
+        const float *key = keys + j * d;
+        vf acc[TOGETHER];
+        long i = 0;
+        for (int g = 0; g < G; g++) acc[g] = (vf){0};
+        if (soon) fetch(soon + j * d, d * 4);
+        for (; i + WIDTH <= d; i += WIDTH) {
+            vf part = load(key + i);
+            for (int g = 0; g < G; g++) acc[g] += load(q + g * d + i) * part;
         }
-        store(out + i, a);
-        store(out + i + WIDTH, b);
-        store(out + i + 2 * WIDTH, c);
-        store(out + i + 3 * WIDTH, e);
+        for (int g = 0; g < G; g++) {
+            float s = sum(acc[g]);
+            for (long rest = i; rest < d; rest++) s += q[g * d + rest] * key[rest];
+            score[g][j] = s * scale;
+        }
     }
-    for (; i + WIDTH <= d; i += WIDTH) {
-        vf a = load(out + i);
-        for (long j = 0; j < count; j++) a += score[j] * load(values + j * d + i);
-        store(out + i, a);
+}
+
+/* out (G, V vectors from i on) += score (G, count) times values (count, d). */
+INLINE void add_part(float (*out)[MOST_D], float (*score)[KEYS], const float *values, long count, long d, long i,
+                     const float *soon, const int G, const int V) {
+    vf acc[TOGETHER][8];
+    for (int g = 0; g < G; g++)
+        for (int v = 0; v < V; v++) acc[g][v] = load(out[g] + i + v * WIDTH);
+    for (long j = 0; j < count; j++) {
+        if (soon) fetch(soon + j * d + i, V * WIDTH * 4);
+        for (int v = 0; v < V; v++) {
+            vf value = load(values + j * d + i + v * WIDTH);
+            for (int g = 0; g < G; g++) acc[g][v] += score[g][j] * value;
+        }
     }
+    for (int g = 0; g < G; g++)
+        for (int v = 0; v < V; v++) store(out[g] + i + v * WIDTH, acc[g][v]);
+}
+
+/* out (G, d) += score (G, count) times values (count, d); soon: see score_keys. */
+INLINE void add_values(float (*out)[MOST_D], float (*score)[KEYS], const float *values, long count, long d,
+                       const float *soon, const int G) {
+    long i = 0;
+#define WITH(V) for (; V * G <= SUMS && i + V * WIDTH <= d; i += V * WIDTH) add_part(out, score, values, count, d, i, soon, G, V);
+    WITH(8) WITH(4) WITH(2) WITH(1)
+#undef WITH
     for (; i < d; i++)
-        for (long j = 0; j < count; j++) out[i] += score[j] * values[j * d + i];
+        for (int g = 0; g < G; g++)
+            for (long j = 0; j < count; j++) out[g][i] += score[g][j] * values[j * d + i];
+}
+
+/* `count` more keys and values, KEYS at most, for G queries from g on. soon: the values, if they may not be in the
+ * cache; next: keys of the next block; either may be null. */
+INLINE void attend_block(Softmax *s, long g, const float *q, const float *keys, const float *values, long count,
+                         long d, float scale, const float *soon, const float *next, const int G) {
+    float score[TOGETHER][KEYS] __attribute__((aligned(64)));
+    score_keys(q + g * d, keys, count, d, scale, score, soon, G);
+    for (int i = 0; i < G; i++) {
+        vf most = splat(s->top[g + i]), total = {0};
+        for (long j = count; j % WIDTH; j++) score[i][j] = -1e30f;
+        for (long j = 0; j < count; j += WIDTH) most = larger(load(score[i] + j), most);
+        float top = highest(most), old = expf(s->top[g + i] - top);
+        if (s->top[g + i] != top)
+            for (long j = 0; j < d; j++) s->out[g + i][j] *= old;
+        for (long j = 0; j < count; j += WIDTH) {
+            vf p = exponential(load(score[i] + j) - top);
+            store(score[i] + j, p);
+            total += p;
+        }
+        for (long j = count; j % WIDTH; j++) total[j % WIDTH] -= score[i][j];
+        s->total[g + i] = s->total[g + i] * old + sum(total);
+        s->top[g + i] = top;
+    }
+    add_values(s->out + g, score, values, count, d, next, G);
 }
 
 /* n more keys and values (n, d) for `group` queries (group, d): the softmax over blocks of arXiv 1805.02867. */
 static void attend_more(Softmax *s, const float *q, const float *keys, const float *values, long n, long group, long d,
                         float scale) {
-    float score[KEYS] __attribute__((aligned(64)));
     for (long at = 0; at < n; at += KEYS) {
         long count = n - at < KEYS ? n - at : KEYS;
-        for (long g = 0; g < group; g++) {
-            float top = s->top[g];
-            for (long j = 0; j < count; j++) {
-                if (g == 0) fetch(values + (at + j) * d, d * 4);
-                score[j] = dot(q + g * d, keys + (at + j) * d, d) * scale;
-                top = score[j] > top ? score[j] : top;
+        const float *k = keys + at * d, *v = values + at * d, *soon = v, *next = at + KEYS < n ? k + KEYS * d : 0;
+        for (long g = 0; g < group; g += TOGETHER, soon = next = 0) {
+#define CASE(G) case G: attend_block(s, g, q, k, v, count, d, scale, soon, next, G); break;
+            switch (group - g) {
+                CASE(1) CASE(2) CASE(3)
+                default: attend_block(s, g, q, k, v, count, d, scale, soon, next, 4);
             }
-            for (long j = count; j < KEYS; j++) score[j] = top - 1000.0f;
-            float *out = s->out[g], old = expf(s->top[g] - top);
-            if (s->top[g] != top)
-                for (long i = 0; i < d; i++) out[i] *= old;
-            vf total = {0};
-            for (long j = 0; j < count; j += WIDTH) {
-                vf p = exponential(load(score + j) - top);
-                store(score + j, p);
-                total += p;
-            }
-            for (long j = count; j % WIDTH; j++) total[j % WIDTH] -= score[j];
-            s->total[g] = s->total[g] * old + sum(total);
-            s->top[g] = top;
-            const float *next = g == 0 && at + KEYS < n ? keys + (at + KEYS) * d : 0;
-            add_values(out, score, values + at * d, count, d, next);
+#undef CASE
         }
     }
 }
@@ -455,33 +565,38 @@ typedef struct {
     float scale;
 } Attention;
 
+/* Queries (group, d) of key head h in one row over `length` keys of `slot` and the prefix of `stream`; y (group, d). */
+static void attend_head(const Attention *a, const float *queries, long h, long slot, long length, long stream,
+                        float *y) {
+    long group = a->heads / a->kv_heads, d = a->d, own = slot * a->slot_stride + h * a->head_stride;
+    for (long g0 = 0; g0 < group; g0 += MOST_GROUP) {
+        long count = group - g0 < MOST_GROUP ? group - g0 : MOST_GROUP;
+        const float *q = queries + g0 * d;
+        Softmax s;
+        for (long g = 0; g < count; g++) {
+            s.top[g] = -1e30f;
+            s.total[g] = 0;
+            memset(s.out[g], 0, sizeof(float) * (size_t)d);
+        }
+        if (a->prefix) {
+            long at = (stream * a->kv_heads + h) * a->prefix * d;
+            attend_more(&s, q, a->prefix_keys + at, a->prefix_values + at, a->prefix, count, d, a->scale);
+        }
+        attend_more(&s, q, a->keys + own, a->values + own, length, count, d, a->scale);
+        for (long g = 0; g < count; g++)
+            for (long i = 0; i < d; i++) y[(g0 + g) * d + i] = s.out[g][i] / s.total[g];
+    }
+}
+
 /* One query a row, q: rows of (heads, d) every ldq, over the first length[r] keys of slot[r] and the prefix of
  * stream[r]; y (rows, heads, d). */
 void qwench_attend(const Attention *a, const float *q, long ldq, const long *slot, const long *length,
                    const long *stream, float *y, long rows, int threads) {
-    long group = a->heads / a->kv_heads, d = a->d;
+    long wide = a->heads / a->kv_heads * a->d;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (long task = 0; task < rows * a->kv_heads; task++) {
         long r = task / a->kv_heads, h = task % a->kv_heads;
-        long own = slot[r] * a->slot_stride + h * a->head_stride;
-        for (long g0 = 0; g0 < group; g0 += MOST_GROUP) {
-            long count = group - g0 < MOST_GROUP ? group - g0 : MOST_GROUP;
-            const float *queries = q + r * ldq + (h * group + g0) * d;
-            Softmax s;
-            for (long g = 0; g < count; g++) {
-                s.top[g] = -1e30f;
-                s.total[g] = 0;
-                memset(s.out[g], 0, sizeof(float) * (size_t)d);
-            }
-            if (a->prefix) {
-                long at = (stream[r] * a->kv_heads + h) * a->prefix * d;
-                attend_more(&s, queries, a->prefix_keys + at, a->prefix_values + at, a->prefix, count, d, a->scale);
-            }
-            attend_more(&s, queries, a->keys + own, a->values + own, length[r], count, d, a->scale);
-            float *out = y + (r * a->heads + h * group + g0) * d;
-            for (long g = 0; g < count; g++)
-                for (long i = 0; i < d; i++) out[g * d + i] = s.out[g][i] / s.total[g];
-        }
+        attend_head(a, q + r * ldq + h * wide, h, slot[r], length[r], stream[r], y + r * a->heads * a->d + h * wide);
     }
 }
 
@@ -491,38 +606,158 @@ typedef struct {
     Attention attention;
 } Layer;
 
-/* One token a row through all layers: x (rows, hidden) is read and written; keys and values go into the caches at
- * position[r] of slot[r]. cos and sin: tables (positions, d). scratch: see native_step.py. */
-void qwench_step(const Layer *layers, long count, float *x, const float *cos, const float *sin, const long *slot,
-                 const long *position, const long *stream, float *scratch, long rows, float eps, int threads) {
-    long lengths[MOST_STEP_ROWS];
-    for (long r = 0; r < rows; r++) lengths[r] = position[r] + 1;
-    for (const Layer *w = layers; w < layers + count; w++) {
-        const Attention *a = &w->attention;
-        long d = a->d, hidden = w->out.n, wide = w->qkv.n, inner = w->down.k, turned = a->heads + a->kv_heads;
-        long gates = wide - (turned + a->kv_heads) * d;
-        float *normed = scratch, *qkv = normed + rows * hidden, *mixed = qkv + rows * wide;
-        float *gate_up = mixed + rows * a->heads * d, *product = gate_up + rows * 2 * inner;
-        qwench_rms_norm(x, w->norm1, normed, rows, hidden, eps, threads);
-        qwench_linear(&w->qkv, normed, hidden, qkv, rows, 0, threads);
-        for (long r = 0; r < rows; r++) {
-            float *row = qkv + r * wide;
-            long place = slot[r] * a->slot_stride + position[r] * d;
-            const float *c = cos + position[r] * d, *s = sin + position[r] * d;
-            for (long h = 0; h < turned; h++)
-                rotate(row + h * d, w->qk_norm ? w->qk_norm + h * d : 0, c, s,
-                       h < a->heads ? row + h * d : (float *)a->keys + place + (h - a->heads) * a->head_stride, d, eps);
-            for (long h = 0; h < a->kv_heads; h++)
-                memcpy((float *)a->values + place + h * a->head_stride, row + (turned + h) * d,
-                       sizeof(float) * (size_t)d);
+/* What a thread reads before it is needed, while it waits for the others. */
+typedef struct {
+    const char *at, *end;
+} Ahead;
+
+/* One step of a decoder, as its threads share it. */
+typedef struct {
+    const float *cos, *sin;
+    const long *slot, *position, *stream;
+    float *x, *normed, *qkv, *mixed, *gate_up, *product, eps;
+    long rows, *next[2]; /* of the tasks of this phase and of the next one */
+    int threads;
+    long arrived __attribute__((aligned(64)));
+} Step;
+
+/* One thread's place in it. */
+typedef struct {
+    Step *step;
+    int t;
+    long phase;
+    Ahead ahead;
+} Worker;
+
+/* Waits until every thread is here, which ends a phase. */
+static void meet(Worker *k) {
+    Step *s = k->step;
+    long wanted = ++k->phase * s->threads;
+    __atomic_fetch_add(&s->arrived, 1, __ATOMIC_ACQ_REL);
+    for (long turns = 0; __atomic_load_n(&s->arrived, __ATOMIC_ACQUIRE) < wanted; turns++) {
+        if (k->ahead.at < k->ahead.end) {
+            fetch(k->ahead.at, 128);
+            k->ahead.at += 128;
+        } else if (turns > PATIENCE) {
+            sched_yield();
+        } else {
+            pause_a_little();
         }
-        qwench_attend(a, qkv, wide, slot, lengths, stream, mixed, rows, threads);
-        if (gates)
-            qwench_gate(mixed, qkv + wide - gates, wide, mixed, rows, a->heads, d, gates / a->heads, threads);
-        qwench_linear(&w->out, mixed, a->heads * d, x, rows, 1, threads);
-        qwench_rms_norm(x, w->norm2, normed, rows, hidden, eps, threads);
-        qwench_linear(&w->gate_up, normed, hidden, gate_up, rows, 0, threads);
-        qwench_silu_mul(gate_up, product, rows, inner, threads);
-        qwench_linear(&w->down, product, inner, x, rows, 1, threads);
+    }
+}
+
+/* The tasks of the phase that begins now, or with `later` of the next one. */
+INLINE Tasks tasks_of(const Worker *k, long count, int later) {
+    return (Tasks){k->step->next[(k->phase + later) % 2], count, k->step->threads};
+}
+
+INLINE Tasks tasks_for(const Worker *k, const Matrix *w, int later) {
+    long block = block_of(w, k->step->rows, k->step->threads);
+    return tasks_of(k, (w->n + block - 1) / block, later);
+}
+
+/* Called in the phase before the product with w: who does what of it. */
+static void share_out(const Worker *k, const Matrix *w) {
+    Tasks s = tasks_for(k, w, 1);
+    s.next[k->t * 8] = share_of(&s, k->t);
+}
+
+/* While waiting, the thread reads what it will do first of the product with w; null: nothing. */
+static void look_ahead(Worker *k, const Matrix *w) {
+    k->ahead.at = k->ahead.end = 0;
+    if (!w) return;
+    Tasks s = tasks_for(k, w, 0);
+    long row = w->k * bytes_of(w->kind), at = share_of(&s, k->t) * block_of(w, k->step->rows, s.threads) * row;
+    k->ahead.at = (const char *)w->weight + at;
+    k->ahead.end = k->ahead.at + (w->n * row - at < WAITING ? w->n * row - at : WAITING);
+}
+
+static void product(Worker *k, const Matrix *w, const float *x, float *y, int add) {
+    Tasks s = tasks_for(k, w, 0);
+    linear_share(w, x, w->k, y, k->step->rows, add, &s, k->t);
+}
+
+/* y may be the step's x. */
+static void norm_share(const Worker *k, const float *weight, long n, float *y) {
+    const Step *s = k->step;
+    for (long r = k->t; r < s->rows; r += s->threads) norm_row(s->x + r * n, weight, y + r * n, n, s->eps);
+}
+
+/* Keys, values and attention of one row and key head, with what the row's query heads need before and after. */
+static void mix_head(const Step *s, const Layer *w, long r, long h) {
+    const Attention *a = &w->attention;
+    long d = a->d, group = a->heads / a->kv_heads, turned = a->heads + a->kv_heads, wide = w->qkv.n;
+    long gates = wide - (turned + a->kv_heads) * d, each = gates / a->heads, first = h * group;
+    float *row = s->qkv + r * wide, *y = s->mixed + (r * a->heads + first) * d;
+    long place = s->slot[r] * a->slot_stride + h * a->head_stride + s->position[r] * d;
+    const float *c = s->cos + s->position[r] * d, *n = s->sin + s->position[r] * d, *qk = w->qk_norm;
+    for (long g = first; g < first + group; g++)
+        rotate(row + g * d, qk ? qk + g * d : 0, c, n, row + g * d, d, s->eps);
+    rotate(row + (a->heads + h) * d, qk ? qk + (a->heads + h) * d : 0, c, n, (float *)a->keys + place, d, s->eps);
+    memcpy((float *)a->values + place, row + (turned + h) * d, sizeof(float) * (size_t)d);
+    attend_head(a, row + first * d, h, s->slot[r], s->position[r] + 1, s->stream[r], y);
+    if (gates) qwench_gate(y, row + wide - gates + first * each, 0, y, 1, group, d, each, 1);
+}
+
+static void layer_share(Worker *k, const Layer *w, const Layer *after) {
+    Step *s = k->step;
+    long hidden = w->out.n, inner = w->down.k, heads = w->attention.kv_heads, task;
+    int helped = 0;
+    norm_share(k, w->norm1, hidden, s->normed);
+    share_out(k, &w->qkv);
+    meet(k);
+    product(k, &w->qkv, s->normed, s->qkv, 0);
+    Tasks mix = tasks_of(k, s->rows * heads, 1);
+    mix.next[k->t * 8] = share_of(&mix, k->t);
+    look_ahead(k, 0);
+    meet(k);
+    while ((task = take(&mix, k->t, &helped)) >= 0) mix_head(s, w, task / heads, task % heads);
+    share_out(k, &w->out);
+    look_ahead(k, &w->out);
+    meet(k);
+    product(k, &w->out, s->mixed, s->x, 1);
+    look_ahead(k, &w->gate_up);
+    meet(k);
+    norm_share(k, w->norm2, hidden, s->normed);
+    share_out(k, &w->gate_up);
+    meet(k);
+    product(k, &w->gate_up, s->normed, s->gate_up, 0);
+    look_ahead(k, &w->down);
+    meet(k);
+    for (long r = 0; r < s->rows; r++) {
+        long i = k->t * inner / s->threads, end = (k->t + 1) * inner / s->threads;
+        const float *gate = s->gate_up + r * 2 * inner + i;
+        silu_row(gate, gate + inner, s->product + r * inner + i, end - i);
+    }
+    share_out(k, &w->down);
+    meet(k);
+    product(k, &w->down, s->product, s->x, 1);
+    look_ahead(k, after ? &after->qkv : 0);
+    meet(k);
+}
+
+/* One token a row through all layers and the last norm: x (rows, hidden) is read and written; keys and values go into
+ * the caches at position[r] of slot[r], which no other row has. cos and sin: tables (positions, d). scratch: see
+ * native_step.py. The threads stay together from the first layer to the last. */
+void qwench_step(const Layer *layers, long count, const float *norm, float *x, const float *cos, const float *sin, const long *slot,
+                 const long *position, const long *stream, float *scratch, long rows, float eps, int threads) {
+    const Attention *a = &layers->attention;
+    Step s = {.cos = cos, .sin = sin, .slot = slot, .position = position, .stream = stream, .x = x, .eps = eps,
+              .normed = scratch, .rows = rows, .threads = threads};
+    s.qkv = s.normed + rows * layers->out.n;
+    s.mixed = s.qkv + rows * layers->qkv.n;
+    s.gate_up = s.mixed + rows * a->heads * a->d;
+    s.product = s.gate_up + rows * layers->gate_up.n;
+    long next[2][threads * 8];
+    s.next[0] = next[0];
+    s.next[1] = next[1];
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp single
+        s.threads = omp_get_num_threads(); /* may be fewer than were asked for */
+        Worker k = {.step = &s, .t = omp_get_thread_num()};
+        for (const Layer *w = layers; w < layers + count; w++)
+            layer_share(&k, w, w + 1 < layers + count ? w + 1 : 0);
+        norm_share(&k, norm, layers->out.n, x);
     }
 }

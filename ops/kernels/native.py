@@ -77,7 +77,8 @@ def _declare(lib: Any) -> None:
         "add_rms_norm": [p, p, p, p, p, n, n, f, i],
         "gate": [p, p, n, p, n, n, n, n, i],
         "attend": [p, p, n, p, p, p, p, n, i],
-        "step": [p, n, p, p, p, p, p, p, p, n, f, i],
+        "join": [p, p, n, n, p, p, f, p, n, n, n],
+        "step": [p, n, p, p, p, p, p, p, p, p, n, f, i],
     }.items():
         function = getattr(lib, f"qwench_{name}")
         function.restype, function.argtypes = None, kinds
@@ -323,6 +324,34 @@ def aggregate(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth:
     for stream in range(streams):
         part, matrix = h[stream].contiguous(), Matrix.of(w0[stream], None)
         lib.qwench_linear(ctypes.addressof(matrix), part.data_ptr(), width, hidden.data_ptr(), tokens, 1, threads)
-    z = linear(torch.nn.functional.silu(hidden), w2, b2)
-    weights = z.softmax(-1) * (1 - smooth) + smooth / streams
-    return torch.einsum("tp,pth->th", weights, h)
+    return join(hidden, h, w2, b2, smooth)
+
+
+def join(hidden: Tensor, h: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
+    """What follows the first product of the aggregator, in one call, in float32.
+
+    Args:
+        hidden: (T, H) that product, bias included. h: (P, T, H) in any order of streams and tokens.
+        w2: (P, H). b2: (P,). smooth: see parscale.aggregate.
+    """
+    import torch
+
+    hidden, w2 = hidden.contiguous(), w2.contiguous()
+    if h.stride(2) != 1:
+        h = h.contiguous()
+    streams, tokens, width = h.shape
+    y = torch.empty_like(hidden)
+    _loaded()[0].qwench_join(
+        hidden.data_ptr(),
+        h.data_ptr(),
+        h.stride(0),
+        h.stride(1),
+        w2.data_ptr(),
+        b2.data_ptr(),
+        smooth,
+        y.data_ptr(),
+        tokens,
+        streams,
+        width,
+    )
+    return y

@@ -11,7 +11,7 @@ from .native import Matrix, NativeLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: rows of one call, and the largest head: MOST_STEP_ROWS and MOST_D of native.c
+#: rows of one call, since for more the products of torch are faster; the largest head, MOST_D of native.c
 MOST_ROWS, MOST_WIDTH = 256, 512
 
 
@@ -88,10 +88,13 @@ class DecodeStep:
 
     Args:
         layers: `qkv`, `out`, `gate_up`, `down` as NativeLinear, and `norm1`, `norm2`, `qk_norm` (or None), float32.
+        norm: (hidden,) float32, of the norm after the last layer.
     """
 
-    def __init__(self, layers: list[dict[str, Any]], heads: int, kv_heads: int, width: int, eps: float) -> None:
-        self.eps, self._kept = eps, layers
+    def __init__(
+        self, layers: list[dict[str, Any]], norm: Tensor, heads: int, kv_heads: int, width: int, eps: float
+    ) -> None:
+        self.eps, self._kept, self._norm = eps, layers, norm
         self._layers = (_Layer * len(layers))()
         for at, layer in zip(self._layers, layers, strict=True):
             for name in ("qkv", "out", "gate_up", "down"):
@@ -125,29 +128,29 @@ class DecodeStep:
             layer.attention.shared(k, v)
 
     def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, positions: Tensor, streams: Tensor | None = None
+        self, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, streams: Tensor, positions: Tensor
     ) -> Tensor:
-        """One token a row.
+        """One token a row, up to the norm after the last layer.
 
         Args:
             x: (rows, hidden) float32 contiguous, written into and returned.
             cos, sin: tables of all positions, (capacity, d) float32; sin is negative in the first half.
-            slots, positions, streams: (rows,) int64; keys and values of row r go to position r of its slot.
+            slots, streams, positions: (rows,) int64; keys and values of row r go to position r of its slot.
         """
         import torch
 
         rows = len(x)
-        assert rows <= MOST_ROWS
         scratch = torch.empty(rows * self._floats)
         native.loaded().qwench_step(
             ctypes.addressof(self._layers),
             len(self._layers),
+            self._norm.data_ptr(),
             x.data_ptr(),
             cos.data_ptr(),
             sin.data_ptr(),
             slots.data_ptr(),
             positions.data_ptr(),
-            (slots if streams is None else streams).data_ptr(),
+            streams.data_ptr(),
             scratch.data_ptr(),
             rows,
             self.eps,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.safetensors_reader import SafetensorsReader
 from ..errors import QwenchError
 from ..kernels.choose import kernel
+from ..kernels.native import NativeLinear
 from .causal import CausalDecoder, Part, Step
 from .linear import Linear, Maker
 from .packed import joined
@@ -124,7 +125,7 @@ class ParallelDecoder(CausalDecoder):
 
         first, last = self.mix
         streams = x.unflatten(0, (-1, self.streams))
-        if (fast := kernel("join", x)) and isinstance(last, Linear):
+        if (fast := kernel("join", x)) and isinstance(last, (Linear, NativeLinear)):
             return fast(first(streams.flatten(1)), streams.transpose(0, 1), last.weight, last.bias, self.smooth)
         z = last(torch.nn.functional.silu(first(streams.flatten(1))))
         weights = z.float().softmax(-1) * (1 - self.smooth) + self.smooth / self.streams
