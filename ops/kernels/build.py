@@ -1,4 +1,4 @@
-"""native.c becomes a library, once for every machine, compiler and version of the source."""
+"""The C sources become a library, once for every machine, compiler and version of the source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..settings import folder
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCE = Path(__file__).parent / "c" / "kernels.c"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 #: gcc first: its OpenMP is the library that torch's Linux wheels carry, so that both share one pool of threads
 COMPILERS = ("gcc", "cc", "clang")
@@ -63,8 +63,9 @@ def key(compiler_path: str) -> str:
         version = subprocess.run([compiler_path, "--version"], capture_output=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise NotBuilt(f"`{compiler_path} --version` failed ({error})") from error
-    digest = hashlib.sha256(SOURCE.read_bytes())
-    for part in (" ".join(FLAGS).encode(), compiler_path.encode(), version, cpu_words().encode()):
+    digest = hashlib.sha256()
+    sources = (file.read_bytes() for file in sorted(SOURCE.parent.glob("*.[ch]")))
+    for part in (*sources, " ".join(FLAGS).encode(), compiler_path.encode(), version, cpu_words().encode()):
         digest.update(b"\0" + part)
     return digest.hexdigest()[:24]
 

@@ -1,4 +1,4 @@
-"""The kernels of native.c: products of a few rows with a large matrix, bound by reading the matrix.
+"""The C kernels: products of a few rows with a large matrix, bound by reading the matrix.
 
 torch's product reads a bfloat16 matrix with rounded activations, and a float32 one far below the speed of the memory
 once there are two rows or more. These read every weight once for all rows and compute in float32.
@@ -51,7 +51,7 @@ def _loaded() -> tuple[Any, str, str]:
 
 
 class Matrix(ctypes.Structure):
-    """Matrix of native.c; the tensors must outlive it."""
+    """Matrix of products.h; the tensors must outlive it."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),

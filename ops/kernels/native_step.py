@@ -11,7 +11,7 @@ from .native import Matrix, NativeLinear
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: rows of one call, since for more the products of torch are faster; the largest head, MOST_D of native.c
+#: rows of one call, since for more the products of torch are faster; the largest head, MOST_D of attention.h
 MOST_ROWS, MOST_WIDTH = 256, 512
 
 

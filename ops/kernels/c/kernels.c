@@ -1,0 +1,184 @@
+/* Kernels for a few rows on the CPU: what one decode step of a small batch is made of. Here: the whole step.
+ *
+ * Activations are float32. Weights are float32, bfloat16 or float16 and become float32 in registers, so that a
+ * result differs from float32 arithmetic on the widened weights by the order of summation alone. Built and loaded by
+ * native.py.
+ */
+#include <omp.h>
+#include <sched.h>
+
+#include "attention.h"
+#include "products.h"
+#include "rows.h"
+
+/* Bytes that a waiting thread asks for ahead, and turns of its loop before it lets others have the core */
+#define WAITING (1 << 17)
+#define PATIENCE 10000
+
+INLINE void pause_a_little(void) {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+typedef struct {
+    const float *norm1, *norm2, *qk_norm; /* (h), (h), (heads + kv_heads, d) or null */
+    Matrix qkv, out, gate_up, down;       /* gates of the attention's output below q, k and v */
+    Attention attention;
+} Layer;
+
+/* What a thread reads before it is needed, while it waits for the others. */
+typedef struct {
+    const char *at, *end;
+} Ahead;
+
+/* One step of a decoder, as its threads share it. */
+typedef struct {
+    const float *cos, *sin;
+    const long *slot, *position, *stream;
+    float *x, *normed, *qkv, *mixed, *gate_up, *product, eps;
+    long rows, *next[2]; /* of the tasks of this phase and of the next one */
+    int threads;
+    long arrived __attribute__((aligned(64)));
+} Step;
+
+/* One thread's place in it. */
+typedef struct {
+    Step *step;
+    int t;
+    long phase;
+    Ahead ahead;
+} Worker;
+
+/* Waits until every thread is here, which ends a phase. */
+static void meet(Worker *k) {
+    Step *s = k->step;
+    long wanted = ++k->phase * s->threads;
+    __atomic_fetch_add(&s->arrived, 1, __ATOMIC_ACQ_REL);
+    for (long turns = 0; __atomic_load_n(&s->arrived, __ATOMIC_ACQUIRE) < wanted; turns++) {
+        if (k->ahead.at < k->ahead.end) {
+            fetch(k->ahead.at, 128);
+            k->ahead.at += 128;
+        } else if (turns > PATIENCE) {
+            sched_yield();
+        } else {
+            pause_a_little();
+        }
+    }
+}
+
+/* The tasks of the phase that begins now, or with `later` of the next one. */
+INLINE Tasks tasks_of(const Worker *k, long count, int later) {
+    return (Tasks){k->step->next[(k->phase + later) % 2], count, k->step->threads};
+}
+
+INLINE Tasks tasks_for(const Worker *k, const Matrix *w, int later) {
+    long block = block_of(w, k->step->rows, k->step->threads);
+    return tasks_of(k, (w->n + block - 1) / block, later);
+}
+
+/* Called in the phase before the product with w: who does what of it. */
+static void share_out(const Worker *k, const Matrix *w) {
+    Tasks s = tasks_for(k, w, 1);
+    s.next[k->t * 8] = share_of(&s, k->t);
+}
+
+/* While waiting, the thread reads what it will do first of the product with w; null: nothing. */
+static void look_ahead(Worker *k, const Matrix *w) {
+    k->ahead.at = k->ahead.end = 0;
+    if (!w) return;
+    Tasks s = tasks_for(k, w, 0);
+    long row = w->k * bytes_of(w->kind), at = share_of(&s, k->t) * block_of(w, k->step->rows, s.threads) * row;
+    k->ahead.at = (const char *)w->weight + at;
+    k->ahead.end = k->ahead.at + (w->n * row - at < WAITING ? w->n * row - at : WAITING);
+}
+
+static void product(Worker *k, const Matrix *w, const float *x, float *y, int add) {
+    Tasks s = tasks_for(k, w, 0);
+    linear_share(w, x, w->k, y, k->step->rows, add, &s, k->t);
+}
+
+/* y may be the step's x. */
+static void norm_share(const Worker *k, const float *weight, long n, float *y) {
+    const Step *s = k->step;
+    for (long r = k->t; r < s->rows; r += s->threads) norm_row(s->x + r * n, weight, y + r * n, n, s->eps);
+}
+
+/* Keys, values and attention of one row and key head, with what the row's query heads need before and after. */
+static void mix_head(const Step *s, const Layer *w, long r, long h) {
+    const Attention *a = &w->attention;
+    long d = a->d, group = a->heads / a->kv_heads, turned = a->heads + a->kv_heads, wide = w->qkv.n;
+    long gates = wide - (turned + a->kv_heads) * d, each = gates / a->heads, first = h * group;
+    float *row = s->qkv + r * wide, *y = s->mixed + (r * a->heads + first) * d;
+    long place = s->slot[r] * a->slot_stride + h * a->head_stride + s->position[r] * d;
+    const float *c = s->cos + s->position[r] * d, *n = s->sin + s->position[r] * d, *qk = w->qk_norm;
+    for (long g = first; g < first + group; g++)
+        rotate(row + g * d, qk ? qk + g * d : 0, c, n, row + g * d, d, s->eps);
+    rotate(row + (a->heads + h) * d, qk ? qk + (a->heads + h) * d : 0, c, n, (float *)a->keys + place, d, s->eps);
+    memcpy((float *)a->values + place, row + (turned + h) * d, sizeof(float) * (size_t)d);
+    attend_head(a, row + first * d, h, s->slot[r], s->position[r] + 1, s->stream[r], y);
+    if (gates) qwench_gate(y, row + wide - gates + first * each, 0, y, 1, group, d, each, 1);
+}
+
+static void layer_share(Worker *k, const Layer *w, const Layer *after) {
+    Step *s = k->step;
+    long hidden = w->out.n, inner = w->down.k, heads = w->attention.kv_heads, task;
+    int helped = 0;
+    norm_share(k, w->norm1, hidden, s->normed);
+    share_out(k, &w->qkv);
+    meet(k);
+    product(k, &w->qkv, s->normed, s->qkv, 0);
+    Tasks mix = tasks_of(k, s->rows * heads, 1);
+    mix.next[k->t * 8] = share_of(&mix, k->t);
+    look_ahead(k, 0);
+    meet(k);
+    while ((task = take(&mix, k->t, &helped)) >= 0) mix_head(s, w, task / heads, task % heads);
+    share_out(k, &w->out);
+    look_ahead(k, &w->out);
+    meet(k);
+    product(k, &w->out, s->mixed, s->x, 1);
+    look_ahead(k, &w->gate_up);
+    meet(k);
+    norm_share(k, w->norm2, hidden, s->normed);
+    share_out(k, &w->gate_up);
+    meet(k);
+    product(k, &w->gate_up, s->normed, s->gate_up, 0);
+    look_ahead(k, &w->down);
+    meet(k);
+    for (long r = 0; r < s->rows; r++) {
+        long i = k->t * inner / s->threads, end = (k->t + 1) * inner / s->threads;
+        const float *gate = s->gate_up + r * 2 * inner + i;
+        silu_row(gate, gate + inner, s->product + r * inner + i, end - i);
+    }
+    share_out(k, &w->down);
+    meet(k);
+    product(k, &w->down, s->product, s->x, 1);
+    look_ahead(k, after ? &after->qkv : 0);
+    meet(k);
+}
+
+/* One token a row through all layers and the last norm: x (rows, hidden) is read and written; keys and values go into
+ * the caches at position[r] of slot[r], which no other row has. cos and sin: tables (positions, d). scratch: see
+ * native_step.py. The threads stay together from the first layer to the last. */
+void qwench_step(const Layer *layers, long count, const float *norm, float *x, const float *cos, const float *sin, const long *slot,
+                 const long *position, const long *stream, float *scratch, long rows, float eps, int threads) {
+    const Attention *a = &layers->attention;
+    Step s = {.cos = cos, .sin = sin, .slot = slot, .position = position, .stream = stream, .x = x, .eps = eps,
+              .normed = scratch, .rows = rows, .threads = threads};
+    s.qkv = s.normed + rows * layers->out.n;
+    s.mixed = s.qkv + rows * layers->qkv.n;
+    s.gate_up = s.mixed + rows * a->heads * a->d;
+    s.product = s.gate_up + rows * layers->gate_up.n;
+    long next[2][threads * 8];
+    s.next[0] = next[0];
+    s.next[1] = next[1];
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+#pragma omp single
+        s.threads = omp_get_num_threads(); /* may be fewer than were asked for */
+        Worker k = {.step = &s, .t = omp_get_thread_num()};
+        for (const Layer *w = layers; w < layers + count; w++)
+            layer_share(&k, w, w + 1 < layers + count ? w + 1 : 0);
+        norm_share(&k, norm, layers->out.n, x);
+    }
+}
