@@ -8,7 +8,8 @@ Random weights in bfloat16, a prefix of 48 tokens, prompts of 128 random ids; ev
 Ours is the engine behind `qwench chat`. `passes` is P times ours with one stream. `naive` replicates the batch in
 transformers: the same model through its own classes, prefixes copied to every row and put before the keys in each step,
 a DynamicCache; float32 and bfloat16 are both tried, and the faster one counts. `model` is max(bytes / bandwidth,
-FLOPs / peak) of one step, with the read bandwidth and the float32 peak measured in this run. The last line of standard
+FLOPs / peak) of one step, with the read bandwidth and the float32 peak measured after each of the steps that
+`ours/model` compares with it: memory here may read half as fast a second later. The last line of standard
 output is one JSON document.
 """
 
@@ -22,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from memory import peak_bytes
 
@@ -94,8 +97,8 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def run_ours(folder: str, batch: int, dtype: str, device: str, kernels: str = "auto") -> tuple[float, list[float]]:
-    """(seconds of the prefill, seconds of each step)."""
+def load_ours(folder: str, batch: int, dtype: str, device: str, kernels: str) -> Any:
+    """The engine behind `qwench chat`, warm."""
     from qwench.ops.checkpoint.reader import Source
     from qwench.ops.kernels.choose import pick_kernels
     from qwench.ops.models.hub import resolve
@@ -108,6 +111,13 @@ def run_ours(folder: str, batch: int, dtype: str, device: str, kernels: str = "a
     # On CUDA kernels are compiled for the lengths they meet first.
     engine.feed(dict(enumerate(prompts(batch))) if device == "cuda" else {slot: [5, 6, 7] for slot in range(batch)})
     engine.feed({slot: [8] for slot in range(batch)})
+    return engine
+
+
+def run_engine(
+    engine: Any, batch: int, device: str, between: Callable[[], Any] = lambda: None
+) -> tuple[float, list[float]]:
+    """(seconds of the prefill, seconds of each step); `between` is called after each step."""
     for slot in range(batch):
         engine.keep(slot, 0)
     begun = clock(device)
@@ -118,14 +128,29 @@ def run_ours(folder: str, batch: int, dtype: str, device: str, kernels: str = "a
         begun = clock(device)
         logits = engine.feed({slot: [token] for slot, token in enumerate(ids)})
         steps.append(clock(device) - begun)
+        between()
     return first, steps
 
 
-def run_eager(folder: str, batch: int, dtype: str, device: str) -> tuple[float, list[float]]:
-    return run_ours(folder, batch, dtype, device, "eager")
+def run_ours(folder: str, batch: int, dtype: str, device: str) -> dict[str, Any]:
+    """Time and memory; then once more with the machine measured after every step, since it changes its mind."""
+    engine = load_ours(folder, batch, dtype, device, "auto")
+    found = timed(*run_engine(engine, batch, device))
+    roof: list[tuple[float, float]] = []
+    measure = machine(device)
+    _, steps = run_engine(engine, batch, device, lambda: roof.append(measure()))
+    return found | {"beside": [(step, *at) for step, at in zip(steps, roof, strict=True)]}
 
 
-def run_naive(folder: str, batch: int, dtype: str, device: str) -> tuple[float, list[float]]:
+def run_eager(folder: str, batch: int, dtype: str, device: str) -> dict[str, Any]:
+    return timed(*run_engine(load_ours(folder, batch, dtype, device, "eager"), batch, device))
+
+
+def timed(first: float, steps: list[float]) -> dict[str, Any]:
+    return {"prefill": first, "step": statistics.median(steps), "steps": steps, "peak": peak_bytes()}
+
+
+def run_naive(folder: str, batch: int, dtype: str, device: str) -> dict[str, Any]:
     import torch
     from qwench.ops.models.modeling_parscale import FAMILIES
 
@@ -142,7 +167,7 @@ def run_naive(folder: str, batch: int, dtype: str, device: str) -> tuple[float, 
             begun = clock(device)
             out = model(token, past_key_values=out.past_key_values, use_cache=True)
             steps.append(clock(device) - begun)
-    return first, steps
+    return timed(first, steps)
 
 
 def child(spec: dict) -> None:
@@ -150,30 +175,28 @@ def child(spec: dict) -> None:
 
     torch.set_num_threads(threads())
     kind = spec.pop("kind")
-    first, steps = {"ours": run_ours, "eager": run_eager, "naive": run_naive}[kind](**spec)
-    found = {"prefill": first, "step": statistics.median(steps), "steps": steps, "peak": peak_bytes()}
-    if kind == "ours":
-        found["read"], found["flops"] = machine(spec["device"])
-    print(json.dumps(found))
+    print(json.dumps({"ours": run_ours, "eager": run_eager, "naive": run_naive}[kind](**spec)))
 
 
-def machine(device: str) -> tuple[float, float]:
-    """(bytes a second that are read, FLOP a second of a product in the dtype of the activations), the best of five."""
+def machine(device: str) -> Callable[[], tuple[float, float]]:
+    """Measures (bytes a second that are read, FLOP a second of a product in the dtype of the activations)."""
     import torch
 
     cuda = device == "cuda"
-    values = torch.ones(1 << 28, device=device)
-    side, kind = (8192, torch.bfloat16) if cuda else (2048, torch.float32)
+    values = torch.ones(1 << 28 if cuda else 1 << 27, device=device)
+    side, kind = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
     square = torch.randn(side, side, device=device, dtype=kind)
-    read = peak = 0.0
-    for _ in range(5):
+
+    def measure() -> tuple[float, float]:
         begun = clock(device)
         values.sum()
-        read = max(read, values.nbytes / (clock(device) - begun))
+        read = values.nbytes / (clock(device) - begun)
         begun = clock(device)
         square @ square
-        peak = max(peak, 2 * side**3 / (clock(device) - begun))
-    return read, peak
+        return read, 2 * side**3 / (clock(device) - begun)
+
+    measure()
+    return measure
 
 
 def measured(spec: dict) -> dict:
@@ -234,24 +257,24 @@ def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: i
         ours, one = mid[kinds[0]], mid[kinds[0]] if one is None else one
         step = decode_cost(SHAPES[shape], p, batch, PREFILL + STEPS / 2, 2, wide)
         whole = prefill_cost(SHAPES[shape], p, batch, PREFILL, 2, wide)
-        mine = found[p, *kinds[0]]
-        bound = [step.seconds(r["read"], r["flops"]) for r in mine]
+        beside = [at for r in found[p, *kinds[0]] for at in r["beside"]]
+        read, flops = (statistics.median(at[i] for at in beside) for i in (1, 2))
         row = {
             "shape": shape,
             "batch": batch,
             "streams": p,
             "step": ours,
             "of_one": ours / one,
-            "model": statistics.median(bound),
-            "over_model": statistics.median(r["step"] / b for r, b in zip(mine, bound, strict=True)),
-            "read": statistics.median(r["read"] for r in mine),
-            "flops": statistics.median(r["flops"] for r in mine),
+            "model": step.seconds(read, flops),
+            "over_model": statistics.median(seconds / step.seconds(*at) for seconds, *at in beside),
+            "read": read,
+            "flops": flops,
             "passes": p * one / ours,
             "naive": mid[naive] / ours,
             "naive_dtype": naive[1],
             "eager": mid[kinds[1]] / ours if cuda else None,
             "prefill": first[kinds[0]],
-            "prefill_model": statistics.median(whole.seconds(r["read"], r["flops"]) for r in mine),
+            "prefill_model": whole.seconds(read, flops),
             "naive_prefill": first[naive] if cuda else min(first[k] for k in kinds[1:]),
             "peak": memory[kinds[0]],
             "naive_peak": memory[naive],
