@@ -65,7 +65,7 @@ SAY = (
 @built
 def test_first_uses_at_once_and_why_not(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong-cc"
-    wrong.write_text("#!/bin/sh\necho 'kernels.c: error: planted'; echo 'error: planted' >&2\ntest \"$1\" = --version\n")
+    wrong.write_text("#!/bin/sh\necho 'a.c: error: planted'; echo 'error: planted' >&2\ntest \"$1\" = --version\n")
     wrong.chmod(0o755)
     both = [child(tmp_path / "home", SAY) for _ in range(2)]
     none = child(tmp_path / "none", SAY, PATH="/nowhere", CC="")

@@ -151,7 +151,7 @@ def _aggregate(s: Shape, z: Size, b: int) -> Case:
     p, t, h = z.streams, z.batch, s.hidden
     return Case(
         "parscale_aggregate", "aggregate", z,
-        lambda m: (m(p, t, h), m(p, h, h, scale=(p * h) ** -0.5), m(h), m(p, h, scale=h**-0.5), m(p), SMOOTH),
+        lambda m: (m(t, p, h), m(h, p * h, scale=(p * h) ** -0.5), m(h), m(p, h, scale=h**-0.5), m(p), SMOOTH),
         2 * t * p * h * h + 4 * t * p * h, (p * h * h + p * h + p * t * h + t * h) * b,
         "2 T P H H + 4 T P H FLOP; weights read once, streams read once, sum written: (P H H + P H + P T H + T H) b",
     )  # fmt: skip

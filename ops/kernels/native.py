@@ -27,7 +27,8 @@ BLOCK = 1 << 20
 
 
 @cache
-def _kinds() -> dict[dtype, int]:
+def kinds() -> dict[dtype, int]:
+    """The numbers that the C code has for dtypes of weights."""
     import torch
 
     return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -64,7 +65,7 @@ class Matrix(ctypes.Structure):
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> Matrix:
         outer, inner = weight.shape
-        return cls(weight.data_ptr(), None if bias is None else bias.data_ptr(), outer, inner, _kinds()[weight.dtype])
+        return cls(weight.data_ptr(), None if bias is None else bias.data_ptr(), outer, inner, kinds()[weight.dtype])
 
 
 def _declare(lib: Any) -> None:
@@ -78,7 +79,7 @@ def _declare(lib: Any) -> None:
         "gate": [p, p, n, p, n, n, n, n, i],
         "attend": [p, p, n, p, p, p, p, n, i],
         "join": [p, p, n, n, p, p, f, p, n, n, n],
-        "step": [p, n, p, p, p, p, p, p, p, p, n, f, i],
+        "step": [p, p, p, p, n, p, p, p, p, i],
     }.items():
         function = getattr(lib, f"qwench_{name}")
         function.restype, function.argtypes = None, kinds
@@ -87,7 +88,7 @@ def _declare(lib: Any) -> None:
 def _check(lib: Any, torch: Any) -> str | None:
     """What is wrong with the library's results, None when they are right."""
     made = torch.Generator().manual_seed(0)
-    for kind in _kinds():
+    for kind in kinds():
         for rows, inner, outer in ((1, 70, 29), (3, 64, 8), (11, 96, 50)):
             x = torch.randn(rows, inner, generator=made)
             weight = torch.randn(outer, inner, generator=made).to(kind)
@@ -315,37 +316,24 @@ def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
 
 
 def aggregate(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
-    """See parscale.aggregate: h float32, w0 (P, H_out, H) in any of the three dtypes, the rest float32."""
-    import torch
-
-    streams, tokens, width = h.shape
-    hidden = b0.repeat(tokens, 1)
-    threads, lib = torch.get_num_threads(), _loaded()[0]
-    for stream in range(streams):
-        part, matrix = h[stream].contiguous(), Matrix.of(w0[stream], None)
-        lib.qwench_linear(ctypes.addressof(matrix), part.data_ptr(), width, hidden.data_ptr(), tokens, 1, threads)
-    return join(hidden, h, w2, b2, smooth)
+    """See parscale.aggregate: w0 in any of the three dtypes, the rest float32."""
+    return join(linear(h.flatten(1), w0, b0), h, w2, b2, smooth)
 
 
 def join(hidden: Tensor, h: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
-    """What follows the first product of the aggregator, in one call, in float32.
-
-    Args:
-        hidden: (T, H) that product, bias included. h: (P, T, H) in any order of streams and tokens.
-        w2: (P, H). b2: (P,). smooth: see parscale.aggregate.
-    """
+    """See parscale.join, in one call and in float32."""
     import torch
 
     hidden, w2 = hidden.contiguous(), w2.contiguous()
     if h.stride(2) != 1:
         h = h.contiguous()
-    streams, tokens, width = h.shape
+    tokens, streams, width = h.shape
     y = torch.empty_like(hidden)
     _loaded()[0].qwench_join(
         hidden.data_ptr(),
         h.data_ptr(),
-        h.stride(0),
         h.stride(1),
+        h.stride(0),
         w2.data_ptr(),
         b2.data_ptr(),
         smooth,

@@ -40,6 +40,15 @@ class _Attention(ctypes.Structure):
         self.prefix_keys, self.prefix_values, self.prefix = keys.data_ptr(), values.data_ptr(), keys.shape[2]
 
 
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("layers", "norm", "words")),
+        *((name, ctypes.c_long) for name in ("count", "streams")),
+        ("kind", ctypes.c_int),
+        ("eps", ctypes.c_float),
+    )
+
+
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("norm1", "norm2", "qk_norm")),
@@ -89,12 +98,20 @@ class DecodeStep:
     Args:
         layers: `qkv`, `out`, `gate_up`, `down` as NativeLinear, and `norm1`, `norm2`, `qk_norm` (or None), float32.
         norm: (hidden,) float32, of the norm after the last layer.
+        words: (vocabulary, hidden) float32, bfloat16 or float16, contiguous.
     """
 
     def __init__(
-        self, layers: list[dict[str, Any]], norm: Tensor, heads: int, kv_heads: int, width: int, eps: float
+        self,
+        layers: list[dict[str, Any]],
+        norm: Tensor,
+        words: Tensor,
+        heads: int,
+        kv_heads: int,
+        width: int,
+        eps: float,
     ) -> None:
-        self.eps, self._kept, self._norm = eps, layers, norm
+        self._kept = layers, norm, words
         self._layers = (_Layer * len(layers))()
         for at, layer in zip(self._layers, layers, strict=True):
             for name in ("qkv", "out", "gate_up", "down"):
@@ -107,6 +124,10 @@ class DecodeStep:
         sizes = (first["out"], first["qkv"], first["gate_up"])
         self._floats = sum(int(m.matrix.n) for m in sizes) + heads * width
         self._floats += max(int(layer["down"].matrix.k) for layer in layers)
+        self._decoder = _Decoder(count=len(layers), streams=1, kind=native.kinds()[words.dtype], eps=eps)
+        self._decoder.layers, self._decoder.norm = ctypes.addressof(self._layers), norm.data_ptr()
+        self._decoder.words = words.data_ptr()
+        self._hidden = words.shape[1]
 
     @staticmethod
     def fits(layers: list[dict[str, Any]], width: int) -> bool:
@@ -124,36 +145,36 @@ class DecodeStep:
     def prefixes(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """What every layer's rows attend to before their own keys, (streams, kv_heads, length, d)."""
         self._prefixes = (keys, values)
+        self._decoder.streams = len(keys[0])
         for layer, k, v in zip(self._layers, keys, values, strict=True):
             layer.attention.shared(k, v)
 
-    def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, streams: Tensor, positions: Tensor
-    ) -> Tensor:
-        """One token a row, up to the norm after the last layer.
+    def __call__(self, ids: list[int], slots: list[int], past: list[int], cos: Tensor, sin: Tensor) -> Tensor:
+        """One token of each sequence, from its word to the norm after the last layer.
 
         Args:
-            x: (rows, hidden) float32 contiguous, written into and returned.
+            slots: with P streams, rows P * slot and after it of the caches are the sequence's.
+            past: tokens there are; the new one's keys and values go behind them.
             cos, sin: tables of all positions, (capacity, d) float32; sin is negative in the first half.
-            slots, streams, positions: (rows,) int64; keys and values of row r go to position r of its slot.
+
+        Returns:
+            (sequences * P, hidden) float32, the streams of a sequence one after the other; MOST_ROWS at most.
         """
         import torch
 
-        rows = len(x)
-        scratch = torch.empty(rows * self._floats)
+        count = len(ids)
+        rows, longs = count * self._decoder.streams, ctypes.c_long * count
+        x, scratch = torch.empty((rows, self._hidden)), torch.empty(rows * self._floats)
         native.loaded().qwench_step(
-            ctypes.addressof(self._layers),
-            len(self._layers),
-            self._norm.data_ptr(),
-            x.data_ptr(),
+            ctypes.addressof(self._decoder),
+            longs(*ids),
+            longs(*slots),
+            longs(*past),
+            count,
             cos.data_ptr(),
             sin.data_ptr(),
-            slots.data_ptr(),
-            positions.data_ptr(),
-            streams.data_ptr(),
+            x.data_ptr(),
             scratch.data_ptr(),
-            rows,
-            self.eps,
             torch.get_num_threads(),
         )
         return x

@@ -1,6 +1,7 @@
 """ParScale's own two steps (arXiv 2505.10475): streams joined after the last norm, and attention over shared prefixes.
 
-Streams are the slow dimension everywhere: row p * B + b of a batch is sequence b in stream p.
+To attention, streams are the slow dimension: row p * B + b of a batch is sequence b in stream p. To the aggregator, the
+streams of a token lie side by side.
 """
 
 from __future__ import annotations
@@ -12,45 +13,32 @@ if TYPE_CHECKING:
 
 
 def stream_major(weight: Tensor, streams: int) -> Tensor:
-    """The published `aggregate_layer.0.weight` (H_out, H * P), feature h * P + p, as blocks (P, H_out, H)."""
-    return weight.unflatten(1, (-1, streams)).permute(2, 0, 1).contiguous()
+    """The published `aggregate_layer.0.weight` (H_out, H * P), feature h * P + p, with feature p * H + h instead."""
+    return weight.unflatten(1, (-1, streams)).transpose(1, 2).flatten(1).contiguous()
 
 
-def published(blocks: Tensor) -> Tensor:
-    """Back from blocks (P, H_out, H) to (H_out, H * P)."""
-    return blocks.permute(1, 2, 0).flatten(1).contiguous()
+def published(weight: Tensor, streams: int) -> Tensor:
+    """Back from feature p * H + h to h * P + p."""
+    return weight.unflatten(1, (streams, -1)).transpose(1, 2).flatten(1).contiguous()
 
 
-def aggregate_reference(
-    h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float, share: bool = False
-) -> Tensor:
+def aggregate_reference(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
     """`aggregate` in float64, from the published layout: X (T, H * P), feature h * P + p."""
     import torch
 
     h, w0, b0, w2, b2 = (t.double() for t in (h, w0, b0, w2, b2))
-    x = h.permute(1, 2, 0).flatten(1)
-    z = torch.nn.functional.silu(x @ published(w0).t() + b0) @ w2.t() + b2
-    weights = z.softmax(-1) * (1 - smooth) + smooth / len(h)
-    return weights if share else torch.einsum("tp,pth->th", weights, h)
-
-
-def shares(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
-    """The weight of every stream, (T, P) float32: softmax over streams, each at least smooth / P."""
-    import torch
-
-    hidden = torch.addmm(b0, h[0], w0[0].t())
-    for stream in range(1, len(h)):
-        hidden = hidden.addmm(h[stream], w0[stream].t())
-    z = torch.nn.functional.linear(torch.nn.functional.silu(hidden), w2, b2)
-    return z.float().softmax(-1) * (1 - smooth) + smooth / len(h)
+    x, streams = h.transpose(1, 2).flatten(1), h.shape[1]
+    z = torch.nn.functional.silu(x @ published(w0, streams).t() + b0) @ w2.t() + b2
+    weights = z.softmax(-1) * (1 - smooth) + smooth / streams
+    return torch.einsum("tp,tph->th", weights, h)
 
 
 def aggregate(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
-    """The weighted sum of the streams.
+    """The weighted sum of the streams (section 3.2).
 
     Args:
-        h: (P, T, H), after the final norm.
-        w0: (P, H_out, H), see `stream_major`; no permuted copy of h is made then.
+        h: (T, P, H), after the final norm.
+        w0: (H_out, P * H), see `stream_major`; no permuted copy of h is made then.
         b0: (H_out,). w2: (P, H_out). b2: (P,).
         smooth: share of every weight that is uniform.
 
@@ -59,8 +47,16 @@ def aggregate(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth:
     """
     import torch
 
-    weights = shares(h, w0, b0, w2, b2, smooth)
-    return torch.einsum("tp,pth->th", weights, h.float()).to(h.dtype)
+    return join(torch.nn.functional.linear(h.flatten(1), w0, b0), h, w2, b2, smooth)
+
+
+def join(hidden: Tensor, h: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
+    """What follows the first product of `aggregate`, hidden (T, H_out): softmax over streams, smoothing, sum."""
+    import torch
+
+    z = torch.nn.functional.linear(torch.nn.functional.silu(hidden), w2, b2)
+    weights = z.float().softmax(-1) * (1 - smooth) + smooth / h.shape[1]
+    return (weights.unsqueeze(1) @ h.float()).squeeze(1).to(h.dtype)
 
 
 def prefix_attention_reference(

@@ -253,25 +253,17 @@ def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
 
 
 def aggregate(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
-    """See parscale.aggregate: P accumulating products, then all the rest in one kernel."""
-    hidden = torch.addmm(b0, h[0], w0[0].t())
-    for stream in range(1, len(h)):
-        hidden.addmm_(h[stream], w0[stream].t())
-    return join(hidden, h, w2, b2, smooth)
+    """See parscale.aggregate: a product, then all the rest in one kernel."""
+    return join(torch.nn.functional.linear(h.flatten(1), w0, b0), h, w2, b2, smooth)
 
 
 def join(hidden: Tensor, h: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
-    """What follows the first product of the aggregator, in one kernel.
-
-    Args:
-        hidden: (T, H) that product, bias included. h: (P, T, H) in any order of streams and tokens.
-        w2: (P, H). b2: (P,). smooth: see parscale.aggregate.
-    """
+    """See parscale.join, in one kernel."""
     hidden, h = hidden.contiguous(), rows_of(h)
-    streams, tokens, width = h.shape
+    tokens, streams, width = h.shape
     y = torch.empty((tokens, width), dtype=h.dtype, device=h.device)
     _join_kernel[(tokens,)](
-        hidden, h, w2.contiguous(), b2, y, h.stride(0), h.stride(1), width, streams, smooth, power(streams, 2),
+        hidden, h, w2.contiguous(), b2, y, h.stride(1), h.stride(0), width, streams, smooth, power(streams, 2),
         min(1024, power(width)),
     )  # fmt: skip
     return y

@@ -92,10 +92,11 @@ class CausalDecoder(DecoderEncoder):
         self._keys = [torch.empty(0)] * len(self.layers)
         self._values = [torch.empty(0)] * len(self.layers)
         self._tables: tuple[Tensor, Tensor] | None = None
-        self._placed: tuple[tuple[int, ...], tuple[Tensor, Tensor]] | None = None
         self._native: DecodeStep | None = None
         if DecodeStep.fits(self.layers, self.head_dim):
-            self._native = DecodeStep(self.layers, self.norm, self.heads, self.kv_heads, self.head_dim, self.eps)
+            self._native = DecodeStep(
+                self.layers, self.norm, self.words, self.heads, self.kv_heads, self.head_dim, self.eps
+            )
         self._graph = GraphStep(self) if GraphStep.fits(self) else None
 
     def length(self, slot: int) -> int:
@@ -159,17 +160,13 @@ class CausalDecoder(DecoderEncoder):
         single = len(ids) == len(parts)
         if self._graph and single and [p.slot for p in ended] == list(range(len(parts))):
             return self._graph(ids, [p.past for p in parts]).clone()
-        cos_sin = self._rotary_table()
-        if single:
-            at = torch.tensor([p.past for p in parts], device=self.device)
+        native = self._native if single and len(ids) * self.streams <= MOST_ROWS else None
+        if native:
+            x = native(ids, [p.slot for p in parts], [p.past for p in parts], *self._rotary_table())
         else:
             at = torch.cat([torch.arange(p.past, p.past + p.count, device=self.device) for p in parts])
-        x = self._spread(self._words(torch.tensor(ids, device=self.device)))
-        native = self._native is not None and single and len(x) <= MOST_ROWS
-        if native:
-            x = self._native_step(x, cos_sin, parts, at)
-        else:
-            cos, sin = (self._spread(table[at]).unsqueeze(1) for table in cos_sin)
+            x = self._spread(self._words(torch.tensor(ids, device=self.device)))
+            cos, sin = (self._spread(table[at]).unsqueeze(1) for table in self._rotary_table())
             step = self._step(parts)
             for i, w in enumerate(self.layers):
                 q, k, v, gate = self._qkv(w, x, cos, sin)
@@ -181,20 +178,6 @@ class CausalDecoder(DecoderEncoder):
             last = torch.tensor([p.start + p.count - 1 for p in ended], device=self.device)
             x = x.unflatten(0, (-1, self.streams))[last].flatten(0, 1)
         return self.head(self._summed(x if native else self._rms(x, self.norm))).float()
-
-    def _native_step(self, x: Tensor, tables: tuple[Tensor, Tensor], parts: list[Part], at: Tensor) -> Tensor:
-        """All layers and the last norm in the C kernels: one token of each part, in rows of its streams."""
-        assert self._native is not None
-        return self._native(x, *tables, *self._places(tuple(part.slot for part in parts)), self._spread(at))
-
-    def _places(self, slots: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """For each row of these slots, where it is in the caches and which stream it is; the last answer is kept."""
-        import torch
-
-        if self._placed is None or self._placed[0] != slots:
-            stream = torch.arange(self.streams).repeat(len(slots))
-            self._placed = slots, (self._spread(torch.tensor(slots)) * self.streams + stream, stream)
-        return self._placed[1]
 
     def _spread(self, x: Tensor) -> Tensor:
         """Rows of tokens, (T, ...), as rows of all their streams, (T * streams, ...)."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.safetensors_reader import SafetensorsReader
 from ..errors import QwenchError
 from ..kernels.choose import kernel
-from ..kernels.native import NativeLinear
+from ..kernels.parscale import join, stream_major
 from .causal import CausalDecoder, Part, Step
 from .linear import Linear, Maker
 from .packed import joined
@@ -112,24 +112,14 @@ class ParallelDecoder(CausalDecoder):
         ]
         if self._native:
             self._native.prefixes(*(list(side) for side in zip(*self.prefixes, strict=True)))
-        # As published, feature h * P + p is unit h of stream p; rows here have stream after stream.
-        first = take("aggregate_layer.0.weight", h, p * h).view(h, h, p).transpose(1, 2).reshape(h, p * h).contiguous()
-        self.mix = (
-            linear(first, take("aggregate_layer.0.bias", h)),
-            linear(take("aggregate_layer.2.weight", p, h), take("aggregate_layer.2.bias", p)),
-        )
+        first = stream_major(take("aggregate_layer.0.weight", h, p * h), p)
+        self.mix = linear(first, take("aggregate_layer.0.bias", h))
+        self.mix_last = take("aggregate_layer.2.weight", p, h), take("aggregate_layer.2.bias", p)
 
     def _summed(self, x: Tensor) -> Tensor:
         """The weighted sum of streams (section 3.2, smoothing included): (T * P, h) -> (T, h)."""
-        import torch
-
-        first, last = self.mix
         streams = x.unflatten(0, (-1, self.streams))
-        if (fast := kernel("join", x)) and isinstance(last, (Linear, NativeLinear)):
-            return fast(first(streams.flatten(1)), streams.transpose(0, 1), last.weight, last.bias, self.smooth)
-        z = last(torch.nn.functional.silu(first(streams.flatten(1))))
-        weights = z.float().softmax(-1) * (1 - self.smooth) + self.smooth / self.streams
-        return (weights.unsqueeze(1) @ streams.float()).squeeze(1).to(x.dtype)
+        return (kernel("join", x) or join)(self.mix(streams.flatten(1)), streams, *self.mix_last, self.smooth)
 
     def _step(self, parts: list[Part]) -> Step:
         return _ParallelStep(self, parts)

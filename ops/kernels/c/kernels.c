@@ -27,6 +27,15 @@ typedef struct {
     Attention attention;
 } Layer;
 
+typedef struct {
+    const Layer *layers;
+    const float *norm;
+    const void *words; /* (vocabulary, hidden) of `kind` */
+    long count, streams;
+    int kind;
+    float eps;
+} Decoder;
+
 /* What a thread reads before it is needed, while it waits for the others. */
 typedef struct {
     const char *at, *end;
@@ -98,6 +107,18 @@ static void product(Worker *k, const Matrix *w, const float *x, float *y, int ad
     linear_share(w, x, w->k, y, k->step->rows, add, &s, k->t);
 }
 
+static void words_share(const Worker *k, const Decoder *m, const long *ids, long n) {
+    for (long r = k->t; r < k->step->rows; r += k->step->threads) {
+        long at = ids[r / m->streams] * n, i = 0;
+        float *x = k->step->x + r * n;
+        for (; i + WIDTH <= n; i += WIDTH)
+            store(x + i, m->kind == F32    ? load_as(m->words, at + i, F32)
+                         : m->kind == BF16 ? load_as(m->words, at + i, BF16)
+                                           : load_as(m->words, at + i, F16));
+        for (; i < n; i++) x[i] = load_one(m->words, at + i, m->kind);
+    }
+}
+
 /* y may be the step's x. */
 static void norm_share(const Worker *k, const float *weight, long n, float *y) {
     const Step *s = k->step;
@@ -157,18 +178,27 @@ static void layer_share(Worker *k, const Layer *w, const Layer *after) {
     meet(k);
 }
 
-/* One token a row through all layers and the last norm: x (rows, hidden) is read and written; keys and values go into
- * the caches at position[r] of slot[r], which no other row has. cos and sin: tables (positions, d). scratch: see
- * native_step.py. The threads stay together from the first layer to the last. */
-void qwench_step(const Layer *layers, long count, const float *norm, float *x, const float *cos, const float *sin, const long *slot,
-                 const long *position, const long *stream, float *scratch, long rows, float eps, int threads) {
-    const Attention *a = &layers->attention;
-    Step s = {.cos = cos, .sin = sin, .slot = slot, .position = position, .stream = stream, .x = x, .eps = eps,
-              .normed = scratch, .rows = rows, .threads = threads};
-    s.qkv = s.normed + rows * layers->out.n;
-    s.mixed = s.qkv + rows * layers->qkv.n;
-    s.gate_up = s.mixed + rows * a->heads * a->d;
-    s.product = s.gate_up + rows * layers->gate_up.n;
+/* One token of each of `count` sequences, in all its streams, from its word to the last norm.
+ *
+ * ids, slots, positions (count): keys and values of stream p go to position positions[i] of slot slots[i] * streams + p,
+ * which nothing else of this step does. cos and sin: tables (positions, d). x (count * streams, hidden) is written.
+ * scratch: see native_step.py. The threads stay together from the first layer to the last.
+ */
+void qwench_step(const Decoder *m, const long *ids, const long *slots, const long *positions, long count,
+                 const float *cos, const float *sin, float *x, float *scratch, int threads) {
+    const Layer *first = m->layers, *end = first + m->count;
+    long rows = count * m->streams, hidden = first->out.n, slot[rows], position[rows], stream[rows];
+    for (long r = 0; r < rows; r++) {
+        stream[r] = r % m->streams;
+        slot[r] = slots[r / m->streams] * m->streams + stream[r];
+        position[r] = positions[r / m->streams];
+    }
+    Step s = {.cos = cos, .sin = sin, .slot = slot, .position = position, .stream = stream, .x = x, .eps = m->eps,
+              .normed = scratch, .rows = rows};
+    s.qkv = s.normed + rows * hidden;
+    s.mixed = s.qkv + rows * first->qkv.n;
+    s.gate_up = s.mixed + rows * first->attention.heads * first->attention.d;
+    s.product = s.gate_up + rows * first->gate_up.n;
     long next[2][threads * 8];
     s.next[0] = next[0];
     s.next[1] = next[1];
@@ -177,8 +207,8 @@ void qwench_step(const Layer *layers, long count, const float *norm, float *x, c
 #pragma omp single
         s.threads = omp_get_num_threads(); /* may be fewer than were asked for */
         Worker k = {.step = &s, .t = omp_get_thread_num()};
-        for (const Layer *w = layers; w < layers + count; w++)
-            layer_share(&k, w, w + 1 < layers + count ? w + 1 : 0);
-        norm_share(&k, norm, layers->out.n, x);
+        words_share(&k, m, ids, hidden);
+        for (const Layer *w = first; w < end; w++) layer_share(&k, w, w + 1 < end ? w + 1 : 0);
+        norm_share(&k, m->norm, hidden, x);
     }
 }
