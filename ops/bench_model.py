@@ -182,7 +182,8 @@ def _around_kernels(
 ) -> Iterator[None]:
     """Every kernel of the engine is `wrapped`, by its name, while the block runs."""
     spots = [(decoder, name, name) for name in ("rms_norm", "norm_rotate", "silu_mul", "gated")]
-    spots += [(causal.Step, "attend", "attention"), (engine, "head", "product head")]
+    steps = [kind for kind in (causal.Step, *causal.Step.__subclasses__()) if "attend" in vars(kind)]
+    spots += [(kind, "attend", "attention") for kind in steps] + [(engine, "head", "product head")]
     if engine._graph:
         from .kernels import triton_kernels
 

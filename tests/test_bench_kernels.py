@@ -11,13 +11,18 @@ import pytest
 import torch
 from qwench.ops import bench_compare, bench_run
 from qwench.ops import bench_kernels as op
+from qwench.ops.bench_model import bench_model
 from qwench.ops.errors import QwenchError
-from qwench.ops.kernels import eager, providers, roofs
+from qwench.ops.events import Finished
+from qwench.ops.kernels import choose, eager, providers, roofs
 from qwench.ops.kernels.cases import KERNELS, Make, Size, cases
 from qwench.ops.kernels.compare import judge, rank_chance
 from qwench.ops.kernels.measure import Rule, Sampler, fault, interval, quantile, truth
 from qwench.ops.kernels.providers import Provider
 from qwench.ops.kernels.shapes import SHAPES, Shape
+
+from .test_parscale import streamed
+from .tiny import byte_decoder
 
 TINY = Shape("tiny", 16, 2, 4, 2, 8, 24)
 SWEEPS = {"batch": [2], "seq": [3], "streams": [1, 2]}
@@ -33,6 +38,12 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     # What these tests plant lives in this process alone; the command is tested with new ones.
     monkeypatch.setattr(bench_compare, "fresh", bench_compare.measure)
     monkeypatch.setattr("qwench.ops.kernels.measure.COLD_BYTES", 1 << 16)
+
+
+@pytest.fixture
+def eager_again():
+    yield
+    choose.use("eager")
 
 
 def finished(events) -> dict:
@@ -402,3 +413,21 @@ def test_size_is_one_point_of_the_sweeps() -> None:
     found = cases(["rms_norm", "decode_product"], TINY, 4, {"batch": [1, 2], "seq": [3, 4], "streams": [1, 2]})
     assert [c.size for c in found if c.kernel == "rms_norm"] == [Size(b, s, 1) for b in (1, 2) for s in (3, 4)]
     assert [c.size for c in found if c.kernel == "decode_product"] == [Size(b, 3, p) for b in (1, 2) for p in (1, 2)]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen3 streams", "qwen3_moe"])
+def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str, eager_again: None) -> None:
+    """Every kernel has its time, streams' own attention too, and the parts are the whole."""
+    name, _, streams = kind.partition(" ")
+    folder = streamed(tmp_path, name) if streams else byte_decoder(tmp_path / "m", name)
+    events = bench_model(str(folder), "float32", 32, (1, 2), "cpu", 0)
+    (result,) = (e.result for e in events if isinstance(e, Finished))
+    assert [(s["step"], s["batch"]) for s in result["steps"]] == [
+        (step, rows) for rows in (1, 2) for step in ("prefill", "decode")
+    ]
+    inside = {"experts"} if kind == "qwen3_moe" else {"gate_up", "down"}
+    for step in result["steps"]:
+        parts = step["parts"]
+        assert {f"product {p}" for p in ("qkv", "out", "head", *inside)} | {"attention", "rms_norm"} <= parts.keys()
+        assert all(seconds > 0 for name, seconds in parts.items() if name != "the rest")
+        assert sum(parts.values()) == pytest.approx(step["split_seconds"])
