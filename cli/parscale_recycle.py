@@ -101,7 +101,8 @@ def parscale_recycle(
         result = shown.run(op.recycle(options), show)
     except KeyboardInterrupt:
         shown.close()
-        shown.talk(f"interrupted; the state is in {out}.run: run the same command with --resume")
+        kept = f"the state is in {out}.run: run the same command with --resume"
+        shown.talk(f"interrupted; {kept if Path(f'{out}.run').is_dir() else 'nothing was begun'}")
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     if talks:
         if json:

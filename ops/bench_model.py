@@ -19,7 +19,7 @@ from .models.device import pick_threads
 from .models.hub import resolve
 from .models.load_causal import load_causal
 
-#: steps that are timed, after as many that are not
+#: steps of which the least time counts
 STEPS = 8
 
 
@@ -46,10 +46,8 @@ def bench_model(
         yield Chose(name, choice.value, choice.reason)
     engine = loaded.engine
     assert isinstance(engine, CausalDecoder)
-    if seq + 2 * STEPS > engine.context:
-        raise QwenchError(
-            f"{seq} tokens and {2 * STEPS} steps do not fit into {engine.context}", "give a smaller --seq"
-        )
+    if seq + STEPS > engine.context:
+        raise QwenchError(f"{seq} tokens and {STEPS} steps do not fit into {engine.context}", "give a smaller --seq")
     steps: list[dict[str, Any]] = []
     yield Started("steps", 2 * len(batch), "steps")
     for rows in batch:
@@ -93,7 +91,11 @@ def _parts(engine: CausalDecoder, step: str, rows: int, seq: int) -> tuple[float
 
 
 def _device_parts(engine: CausalDecoder, step: str, rows: int, seq: int) -> tuple[float, dict[str, float]]:
-    """The same in time of the GPU, where a clock would tell how long the processor takes to ask for each kernel."""
+    """The same in time of the GPU, where a clock would tell how long the processor takes to ask for each kernel.
+
+    Raises:
+        QwenchError: the profiler sees nothing.
+    """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -133,6 +135,8 @@ def _device_parts(engine: CausalDecoder, step: str, rows: int, seq: int) -> tupl
         at = bisect(marks, begun, key=itemgetter(0)) - 1
         if at >= 0 and begun <= marks[at][1]:
             parts[marks[at][2]] += seconds
+    if not whole:
+        raise QwenchError("PyTorch's profiler saw no work of the GPU", "another profiler may have it: leave that off")
     return whole, parts
 
 
@@ -184,6 +188,8 @@ def _around_kernels(
     spots = [(decoder, name, name) for name in ("rms_norm", "norm_rotate", "silu_mul", "gated")]
     steps = [kind for kind in (causal.Step, *causal.Step.__subclasses__()) if "attend" in vars(kind)]
     spots += [(kind, "attend", "attention") for kind in steps] + [(engine, "head", "product head")]
+    if engine.streams > 1:
+        spots.append((engine, "_summed", "aggregate"))
     if engine._graph:
         from .kernels import triton_kernels
 

@@ -22,6 +22,9 @@ from .recycle_options import RATES, RecycleOptions, check, rank, steps_of, token
 from .recycling.data import Blocks, DataOptions
 from .recycling.train import TrainOptions
 
+#: of the run's folder: what the run is of, and who is at it
+NOTE, LOCK = "run.json", "lock"
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -71,7 +74,7 @@ class Work:
         kept = {k: v for k, v in asdict(self.o).items() if k not in ("resume", "force", "threads", "out", "offline")}
         state = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.source.files)
         mark = hashlib.sha256(json.dumps([kept, state], sort_keys=True, default=str).encode()).hexdigest()
-        note = self.folder / "run.json"
+        note = self.folder / NOTE
         if self.folder.exists() and rank() == 0:
             there = json.loads(note.read_text("utf-8"))["plan"] if note.is_file() else ""
             if self.o.force and not self.o.resume:
@@ -85,7 +88,7 @@ class Work:
                 raise QwenchError(f"`{self.folder}` is of another run: its model or options differ", "add --force")
         self.folder.mkdir(exist_ok=True)
         if rank() == 0:
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -93,10 +96,10 @@ class Work:
             note.write_text(json.dumps({"plan": mark}))
 
     def close(self) -> None:
-        """Let another run at the folder; one without any training in it is removed."""
+        """Let another run at the folder; one without anything to go on with is removed."""
         if self._lock is None:
             return
-        if self.folder.is_dir() and not any(f.is_dir() for f in self.folder.iterdir()):
+        if self.folder.is_dir() and all(f.name in (NOTE, LOCK) or f.suffix == ".part" for f in self.folder.iterdir()):
             shutil.rmtree(self.folder)
         os.close(self._lock)
 

@@ -429,5 +429,6 @@ def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str, eager_again: None
     for step in result["steps"]:
         parts = step["parts"]
         assert {f"product {p}" for p in ("qkv", "out", "head", *inside)} | {"attention", "rms_norm"} <= parts.keys()
+        assert ("aggregate" in parts) == bool(streams)
         assert all(seconds > 0 for name, seconds in parts.items() if name != "the rest")
         assert sum(parts.values()) == pytest.approx(step["split_seconds"])

@@ -119,4 +119,5 @@ def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str, kernels: str) -> 
         inside = {"experts"} if kind == "qwen3_moe" else {"gate_up", "down"}
         assert {f"product {p}" for p in ("qkv", "out", "head", *inside)} <= parts.keys()
         assert all(parts[n] > 0 for n in parts if n != "the rest") and {"attention", "rms_norm"} <= parts.keys()
+        assert ("aggregate" in parts) == bool(streams)
         assert sum(parts.values()) == pytest.approx(step["split_seconds"])

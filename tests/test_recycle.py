@@ -363,6 +363,16 @@ def test_what_fails_before_training_leaves_nothing(home: Path, tmp_path: Path) -
         assert not list(tmp_path.glob("out*"))
 
 
+def test_an_interrupt_before_training_keeps_the_tokens(home: Path, qwench, tmp_path: Path) -> None:
+    made = options(home, tmp_path / "out")
+    events = op.recycle(made)
+    next(e for e in events if isinstance(e, Produced) and e.row.get("event") == "estimate")
+    with pytest.raises(KeyboardInterrupt):
+        events.throw(KeyboardInterrupt)
+    assert {f.name for f in (tmp_path / "out.run").iterdir()} == {"data.safetensors", "lock", "run.json"}
+    finished(op.recycle(replace(made, resume=True)))
+
+
 def test_wrong_words_get_a_sentence(home: Path, qwench, tmp_path: Path) -> None:
     for changes, said, code in (
         ({"streams": (1,)}, "from 2 up", 2),

@@ -137,10 +137,9 @@ class DecodeStep:
             isinstance(layer.get(name), NativeLinear) for layer in layers for name in names
         )
 
-    def caches(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Where every layer's keys and values are from now on, (slots, kv_heads, capacity, d)."""
-        for layer, k, v in zip(self._layers, keys, values, strict=True):
-            layer.attention.cache(k, v)
+    def cache(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Where a layer's keys and values are from now on, (slots, kv_heads, capacity, d); kept alive by the caller."""
+        self._layers[layer].attention.cache(keys, values)
 
     def prefixes(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """What every layer's rows attend to before their own keys, (streams, kv_heads, length, d)."""

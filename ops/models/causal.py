@@ -122,10 +122,16 @@ class CausalDecoder(DecoderEncoder):
         """See Engine.
 
         Raises:
-            QwenchError: a sequence outgrows the context.
+            QwenchError: a sequence outgrows the context; a token that the model does not have.
         """
         import torch
 
+        words = len(self.words)
+        for ids in new.values():
+            if wrong := next((t for t in ids if not 0 <= t < words), None):
+                raise QwenchError(
+                    f"the tokenizer gives token {wrong}, and the model has {words} tokens", "it is of another model"
+                )
         longest = max(self._lengths[s] + len(ids) for s, ids in new.items())
         if longest > self.context:
             raise QwenchError(f"{longest} tokens are more than the model's context of {self.context}")
@@ -213,22 +219,24 @@ class CausalDecoder(DecoderEncoder):
         # One less than the context is of no use, and twice what is there makes copies rare.
         capacity = min(max(length, 2 * self._capacity, 256), self.context)
         held = max(self._lengths)
-        for caches in (self._keys, self._values):
-            for i, old in enumerate(caches):
-                # Zeros: a masked place still takes part in the product, and must not hold NaN.
-                new = torch.zeros(
-                    (self.slots * self.streams, self.kv_heads, capacity, self.head_dim),
-                    dtype=self.dtype,
-                    device=self.device,
-                )
-                if held:
-                    new[:, :, :held] = old[:, :, :held]
-                caches[i] = new
-        self._capacity = capacity
-        if self._native:
-            self._native.caches(self._keys, self._values)
+        shape = self.slots * self.streams, self.kv_heads, capacity, self.head_dim
+
+        def larger(old: Tensor) -> Tensor:
+            # Zeros: a masked place still takes part in the product, and must not hold NaN.
+            new = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            if held:
+                new[:, :, :held] = old[:, :, :held]
+            return new
+
         if self._graph:
             self._graph.forget()
+        # Layer by layer, so that little is held twice; C kernels and graphs hold addresses, and this may fail midway.
+        for i, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
+            keys, values = larger(keys), larger(values)
+            if self._native:
+                self._native.cache(i, keys, values)
+            self._keys[i], self._values[i] = keys, values
+        self._capacity = capacity
 
 
 class Step:

@@ -149,7 +149,7 @@ static void attend_head(const Attention *a, const float *queries, long h, long s
 }
 
 /* One query a row, q: rows of (heads, d) every ldq, over the first length[r] keys of slot[r] and the prefix of
- * stream[r]; y (rows, heads, d). */
+ * stream[r]; y (rows, heads, d). The kernel alone: a step calls attend_head. */
 void qwench_attend(const Attention *a, const float *q, long ldq, const long *slot, const long *length,
                    const long *stream, float *y, long rows, int threads) {
     long wide = a->heads / a->kv_heads * a->d;

@@ -4,22 +4,13 @@
  * result differs from float32 arithmetic on the widened weights by the order of summation alone. Built and loaded by
  * native.py.
  */
-#include <omp.h>
-#include <sched.h>
-
 #include "attention.h"
 #include "products.h"
 #include "rows.h"
+#include "team.h"
 
-/* Bytes that a waiting thread asks for ahead, and turns of its loop before it lets others have the core */
+/* Bytes that a waiting thread asks for ahead */
 #define WAITING (1 << 17)
-#define PATIENCE 10000
-
-INLINE void pause_a_little(void) {
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
-}
 
 typedef struct {
     const float *norm1, *norm2, *qk_norm; /* (h), (h), (heads + kv_heads, d) or null */
@@ -36,53 +27,32 @@ typedef struct {
     float eps;
 } Decoder;
 
-/* What a thread reads before it is needed, while it waits for the others. */
-typedef struct {
-    const char *at, *end;
-} Ahead;
-
 /* One step of a decoder, as its threads share it. */
 typedef struct {
     const float *cos, *sin;
     const long *slot, *position, *stream;
     float *x, *normed, *qkv, *mixed, *gate_up, *product, eps;
     long rows, *next[2]; /* of the tasks of this phase and of the next one */
-    int threads;
-    long arrived __attribute__((aligned(64)));
+    Team team;
 } Step;
 
 /* One thread's place in it. */
 typedef struct {
     Step *step;
-    int t;
-    long phase;
+    int t, phase;
     Ahead ahead;
 } Worker;
 
-/* Waits until every thread is here, which ends a phase. */
-static void meet(Worker *k) {
-    Step *s = k->step;
-    long wanted = ++k->phase * s->threads;
-    __atomic_fetch_add(&s->arrived, 1, __ATOMIC_ACQ_REL);
-    for (long turns = 0; __atomic_load_n(&s->arrived, __ATOMIC_ACQUIRE) < wanted; turns++) {
-        if (k->ahead.at < k->ahead.end) {
-            fetch(k->ahead.at, 128);
-            k->ahead.at += 128;
-        } else if (turns > PATIENCE) {
-            sched_yield();
-        } else {
-            pause_a_little();
-        }
-    }
-}
+/* Ends a phase. */
+INLINE void next_phase(Worker *k) { meet(&k->step->team, ++k->phase, &k->ahead); }
 
 /* The tasks of the phase that begins now, or with `later` of the next one. */
 INLINE Tasks tasks_of(const Worker *k, long count, int later) {
-    return (Tasks){k->step->next[(k->phase + later) % 2], count, k->step->threads};
+    return (Tasks){k->step->next[(k->phase + later) % 2], count, k->step->team.threads};
 }
 
 INLINE Tasks tasks_for(const Worker *k, const Matrix *w, int later) {
-    long block = block_of(w, k->step->rows, k->step->threads);
+    long block = block_of(w, k->step->rows, k->step->team.threads);
     return tasks_of(k, (w->n + block - 1) / block, later);
 }
 
@@ -108,7 +78,7 @@ static void product(Worker *k, const Matrix *w, const float *x, float *y, int ad
 }
 
 static void words_share(const Worker *k, const Decoder *m, const long *ids, long n) {
-    for (long r = k->t; r < k->step->rows; r += k->step->threads) {
+    for (long r = k->t; r < k->step->rows; r += k->step->team.threads) {
         long at = ids[r / m->streams] * n, i = 0;
         float *x = k->step->x + r * n;
         for (; i + WIDTH <= n; i += WIDTH)
@@ -122,7 +92,7 @@ static void words_share(const Worker *k, const Decoder *m, const long *ids, long
 /* y may be the step's x. */
 static void norm_share(const Worker *k, const float *weight, long n, float *y) {
     const Step *s = k->step;
-    for (long r = k->t; r < s->rows; r += s->threads) norm_row(s->x + r * n, weight, y + r * n, n, s->eps);
+    for (long r = k->t; r < s->rows; r += s->team.threads) norm_row(s->x + r * n, weight, y + r * n, n, s->eps);
 }
 
 /* Keys, values and attention of one row and key head, with what the row's query heads need before and after. */
@@ -147,35 +117,35 @@ static void layer_share(Worker *k, const Layer *w, const Layer *after) {
     int helped = 0;
     norm_share(k, w->norm1, hidden, s->normed);
     share_out(k, &w->qkv);
-    meet(k);
+    next_phase(k);
     product(k, &w->qkv, s->normed, s->qkv, 0);
     Tasks mix = tasks_of(k, s->rows * heads, 1);
     mix.next[k->t * 8] = share_of(&mix, k->t);
     look_ahead(k, 0);
-    meet(k);
+    next_phase(k);
     while ((task = take(&mix, k->t, &helped)) >= 0) mix_head(s, w, task / heads, task % heads);
     share_out(k, &w->out);
     look_ahead(k, &w->out);
-    meet(k);
+    next_phase(k);
     product(k, &w->out, s->mixed, s->x, 1);
     look_ahead(k, &w->gate_up);
-    meet(k);
+    next_phase(k);
     norm_share(k, w->norm2, hidden, s->normed);
     share_out(k, &w->gate_up);
-    meet(k);
+    next_phase(k);
     product(k, &w->gate_up, s->normed, s->gate_up, 0);
     look_ahead(k, &w->down);
-    meet(k);
+    next_phase(k);
     for (long r = 0; r < s->rows; r++) {
-        long i = k->t * inner / s->threads, end = (k->t + 1) * inner / s->threads;
+        long i = k->t * inner / s->team.threads, end = (k->t + 1) * inner / s->team.threads;
         const float *gate = s->gate_up + r * 2 * inner + i;
         silu_row(gate, gate + inner, s->product + r * inner + i, end - i);
     }
     share_out(k, &w->down);
-    meet(k);
+    next_phase(k);
     product(k, &w->down, s->product, s->x, 1);
     look_ahead(k, after ? &after->qkv : 0);
-    meet(k);
+    next_phase(k);
 }
 
 /* One token of each of `count` sequences, in all its streams, from its word to the last norm.
@@ -194,7 +164,7 @@ void qwench_step(const Decoder *m, const long *ids, const long *slots, const lon
         position[r] = positions[r / m->streams];
     }
     Step s = {.cos = cos, .sin = sin, .slot = slot, .position = position, .stream = stream, .x = x, .eps = m->eps,
-              .normed = scratch, .rows = rows};
+              .normed = scratch, .rows = rows, .team.patience = threads > omp_get_num_procs() ? 0 : PATIENCE};
     s.qkv = s.normed + rows * hidden;
     s.mixed = s.qkv + rows * first->qkv.n;
     s.gate_up = s.mixed + rows * first->attention.heads * first->attention.d;
@@ -205,7 +175,7 @@ void qwench_step(const Decoder *m, const long *ids, const long *slots, const lon
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp single
-        s.threads = omp_get_num_threads(); /* may be fewer than were asked for */
+        s.team.threads = omp_get_num_threads(); /* may be fewer than were asked for */
         Worker k = {.step = &s, .t = omp_get_thread_num()};
         words_share(&k, m, ids, hidden);
         for (const Layer *w = first; w < end; w++) layer_share(&k, w, w + 1 < end ? w + 1 : 0);
