@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from qwench.ops.errors import QwenchError
-from qwench.ops.kernels import choose, eager, native, native_step, parscale, reference
+from qwench.ops.kernels import choose, eager, native, native_library, native_step, parscale, reference
 from qwench.ops.models import elementwise
 from qwench.ops.models.graph_step import GraphStep
 from qwench.ops.models.hub import resolve
@@ -20,7 +20,7 @@ from .test_parscale import streamed
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-needs_native = pytest.mark.skipif(not native.available().value, reason=native.available().reason)
+needs_native = pytest.mark.skipif(not native_library.available().value, reason=native_library.available().reason)
 
 
 @pytest.fixture(autouse=True)

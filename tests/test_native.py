@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
-from qwench.ops.kernels import build, native
+from qwench.ops.kernels import build, native, native_library
+from qwench.ops.kernels.native_linear import BlockLinear, NativeLinear, to_blocks
 
-built = pytest.mark.skipif(not native.available().value, reason=native.available().reason)
+built = pytest.mark.skipif(not native_library.available().value, reason=native_library.available().reason)
 
 
 @built
@@ -23,7 +25,39 @@ def test_product_equals_float64(kind: torch.dtype, rows: int) -> None:
         x, weight, bias = torch.randn(rows, inner), torch.randn(outer, inner).to(kind), torch.randn(outer)
         for b in (None, bias):
             truth = torch.nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
-            for found in (native.linear(x, weight, b), native.wide_linear(x, weight, b)):
+            for found in (native.linear(x, weight, b), NativeLinear(weight, b).wide(x)):
+                torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=2e-6 * inner**0.5 + 1e-6)
+
+
+def values(blocks: torch.Tensor, kind: str) -> torch.Tensor:
+    return torch.from_numpy(gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[kind.upper()]))
+
+
+@built
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_blocks_are_gguf_s(kind: str, dtype: torch.dtype) -> None:
+    weight = torch.randn(70, 96) * torch.logspace(-6, 4, 70)[:, None]
+    weight[3] = 0.0
+    weight[4] = 1.5
+    weight[5] = torch.arange(96.0)
+    weight = weight.to(dtype)
+    expected = gguf.quants.quantize(weight.float().numpy(), gguf.GGMLQuantizationType[kind.upper()])
+    assert torch.equal(to_blocks(weight, kind), torch.from_numpy(expected))
+
+
+@built
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 31])
+def test_product_with_blocks_equals_float64(kind: str, rows: int) -> None:
+    for inner, outer in ((32, 1), (64, 24), (96, 51), (1024, 97)):
+        x, bias = torch.randn(rows, inner), torch.randn(outer)
+        stored = to_blocks(torch.randn(outer, inner), kind)
+        for b in (None, bias):
+            layer = BlockLinear(stored, kind, (outer, inner), b)
+            assert layer.parameters == outer * (inner + (b is not None))
+            truth = x.double() @ values(stored, kind).double().t() + (0 if b is None else b.double())
+            for found in (layer.narrow(x), layer.wide(x)):
                 torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=2e-6 * inner**0.5 + 1e-6)
 
 
@@ -43,7 +77,7 @@ def test_strided_rows_and_threads() -> None:
 
 @built
 def test_native_linear_takes_any_number_of_rows() -> None:
-    layer = native.NativeLinear(torch.randn(33, 70).bfloat16(), torch.randn(33))
+    layer = NativeLinear(torch.randn(33, 70).bfloat16(), torch.randn(33))
     layer.few = 4
     assert layer.parameters == 33 * 71
     for rows in (1, 4, 5, 50):
@@ -57,9 +91,12 @@ def child(home: Path, code: str, **env: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
 
 
-SAY = (
-    "from qwench.ops.kernels import native as n; import json; c = n.available(); print(json.dumps([c.value, c.reason]))"
-)
+SAY = """
+import json
+from qwench.ops.kernels.native_library import available
+c = available()
+print(json.dumps([c.value, c.reason]))
+"""
 
 
 @built
@@ -85,7 +122,7 @@ def test_a_wrong_library_is_found() -> None:
         def qwench_linear(matrix: int, x: int, stride: int, y: int, rows: int, add: int, threads: int) -> None:
             """Writes nothing: what was in memory stays."""
 
-    assert "wrong" in native._check(Wrong, torch)
+    assert "wrong" in native_library._check(Wrong, torch)
 
 
 def test_the_key_names_compiler_and_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

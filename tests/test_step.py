@@ -9,19 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 from qwench.ops.errors import QwenchError
-from qwench.ops.kernels import choose, native
+from qwench.ops.kernels import choose, native_library
+from qwench.ops.kernels.native_linear import BlockLinear
 from qwench.ops.models.causal import CausalDecoder
 from qwench.ops.models.hub import resolve
+from qwench.ops.models.linear import Linear
 from qwench.ops.models.load_causal import load_causal
 
 from .test_parscale import streamed
 from .tiny import byte_decoder
 
-pytestmark = pytest.mark.skipif(not native.available().value, reason=native.available().reason)
+pytestmark = pytest.mark.skipif(not native_library.available().value, reason=native_library.available().reason)
 
 
-def engine_of(folder: Path, kernels: str, slots: int = 2) -> CausalDecoder:
-    engine = load_causal(resolve(str(folder)), device="cpu", dtype="float32", slots=slots, kernels=kernels).engine
+def engine_of(folder: Path, kernels: str, quantize: str = "none") -> CausalDecoder:
+    how = {"device": "cpu", "dtype": "float32", "slots": 2, "kernels": kernels, "quantize": quantize}
+    engine = load_causal(resolve(str(folder)), **how).engine
     choose.use("eager")
     return engine
 
@@ -48,6 +51,33 @@ def test_any_number_of_threads_gives_the_same(streams: int, tmp_path: Path) -> N
                 torch.testing.assert_close(decoded(engine), expected, atol=1e-4, rtol=1e-4)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "qwen3_moe", "qwen3 streams"])
+def test_blocks_give_what_their_values_give(kind: str, quantize: str, tmp_path: Path) -> None:
+    """One step in the C kernels, and a prompt, against plain PyTorch on the widened weights."""
+    name, _, streams = kind.partition(" ")
+    folder = streamed(tmp_path, name) if streams else byte_decoder(tmp_path / "m", name)
+    engine, plain = engine_of(folder, "native", quantize), engine_of(folder, "eager")
+    assert (engine._native is None) == (kind == "qwen3_moe")
+
+    def widened(layer: object) -> Linear:
+        assert isinstance(layer, BlockLinear)
+        identity = torch.eye(layer.matrix.k)
+        weight = layer.wide(identity) - (0 if layer.bias is None else layer.bias)
+        return Linear(weight.t().contiguous(), layer.bias)
+
+    for own, other in zip(engine.layers, plain.layers, strict=True):
+        for product in ("qkv", "out", "gate_up", "down"):
+            if product in own:
+                other[product] = widened(own[product])
+        if "experts" in own:
+            other["experts"].experts = [tuple(map(widened, pair)) for pair in own["experts"].experts]
+    plain.head = widened(engine.head)
+    if streams:
+        plain.mix = widened(engine.mix)
+    torch.testing.assert_close(decoded(engine), decoded(plain), atol=2e-4, rtol=1e-4)
 
 
 def test_fewer_threads_than_asked_for(tmp_path: Path) -> None:

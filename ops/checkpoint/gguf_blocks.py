@@ -5,6 +5,7 @@ Q8_0 and the 4-bit formats are ours, equal to gguf's byte for byte and value for
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import QwenchError
@@ -32,6 +33,44 @@ PLAIN = {
     "int32": (26, 4, None),
     "int64": (27, 8, None),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A matrix in blocks.
+
+    Attributes:
+        data: (rows, bytes of a row) uint8.
+        kind: `q8_0` or `q4_1`.
+        shape: of its values.
+    """
+
+    data: Tensor
+    kind: str
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor) -> Blocks:
+        return Blocks(self.data[rows], self.kind, (len(rows), self.shape[1]))
+
+    def numel(self) -> int:
+        """Number of values."""
+        return self.shape[0] * self.shape[1]
+
+    def values(self) -> Tensor:
+        """float32."""
+        return decode(self.data.flatten(), self.kind, self.shape)
+
+
+def with_offsets(data: Tensor) -> Tensor:
+    """Blocks of q4_0, (rows, bytes), as those of q4_1 with the same values, exactly."""
+    import torch
+
+    blocks = data.view(len(data), -1, 18)
+    offsets = blocks[..., :2].contiguous().view(torch.float16) * -8
+    return torch.cat((blocks[..., :2], offsets.view(torch.uint8), blocks[..., 2:]), -1).flatten(1)
 
 
 def encode(values: Tensor, kind: str) -> Tensor:

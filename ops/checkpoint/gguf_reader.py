@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import QwenchError
 from .gguf_arch import PERMUTED, POOLING, TYPES, config_of, hf_name
-from .gguf_blocks import PLAIN, decode, torch_of
+from .gguf_blocks import PLAIN, Blocks, decode, torch_of, with_offsets
 from .gguf_file import GgufFile, Stored
 from .gguf_tokenizer import files_of
 from .safetensors_reader import AGAIN
@@ -80,13 +80,34 @@ class GgufReader:
         dtype = torch_of(kind)
         if not info.nbytes:
             return torch.empty(info.shape, dtype=dtype or torch.float32)
-        raw = torch.frombuffer(self.file.map, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+        raw = self._bytes(info)
         found = raw.view(dtype).view(info.shape) if dtype is not None else decode(raw, kind, info.shape)
-        for side, heads in self._heads.items():
-            if self.arch in PERMUTED and heads and f".self_attn.{side}_proj." in name:
-                found = unpermuted(found, heads)
+        found = self._in_order(name, found)
         # llama.cpp ranks by (yes, no), transformers' classifier is (no, yes).
         return found.flip(0) if name == "score.weight" and len(found) == 2 else found
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A matrix as it is stored, where that is in blocks of 8 or 4 bits; q4_0's become q4_1's."""
+        info, kind = self.infos[name], self.stored[name]
+        if kind not in ("q8_0", "q4_0", "q4_1") or len(info.shape) != 2 or not info.nbytes:
+            return None
+        data = self._in_order(name, self._bytes(info).view(info.shape[0], -1))
+        rows, columns = info.shape
+        if kind == "q4_0":
+            return Blocks(with_offsets(data), "q4_1", (rows, columns))
+        return Blocks(data, kind, (rows, columns))
+
+    def _bytes(self, info: TensorInfo) -> Tensor:
+        import torch
+
+        return torch.frombuffer(self.file.map, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+
+    def _in_order(self, name: str, rows: Tensor) -> Tensor:
+        """Rows of q and k as transformers has them."""
+        for side, heads in self._heads.items():
+            if self.arch in PERMUTED and heads and f".self_attn.{side}_proj." in name:
+                return unpermuted(rows, heads)
+        return rows
 
     def release(self, name: str) -> None:
         """Let go of the tensor's pages."""

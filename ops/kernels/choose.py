@@ -43,11 +43,11 @@ def pick_kernels(kernels: str, device: str) -> Choice:
 
 
 def _no_native(device: str) -> str | None:
-    from . import native
+    from . import native_library
 
     if device != "cpu":
         return f"the C kernels are for the CPU, and the device is `{device}`"
-    found = native.available()
+    found = native_library.available()
     return None if found.value else found.reason
 
 

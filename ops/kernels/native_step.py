@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Any
 
-from . import native
-from .native import Matrix, NativeLinear
+from .native_library import Matrix, library
+from .native_linear import NativeLinear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,9 +42,9 @@ class _Attention(ctypes.Structure):
 
 class _Decoder(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("layers", "norm", "words")),
+        *((name, ctypes.c_void_p) for name in ("layers", "norm")),
+        ("words", Matrix),
         *((name, ctypes.c_long) for name in ("count", "streams")),
-        ("kind", ctypes.c_int),
         ("eps", ctypes.c_float),
     )
 
@@ -78,7 +78,7 @@ def attend(
     slot, length = torch.arange(rows), torch.tensor(lengths)
     stream = slot // (rows // streams)
     y = torch.empty((rows, heads * width))
-    native.loaded().qwench_attend(
+    library().qwench_attend(
         ctypes.addressof(found),
         q.data_ptr(),
         heads * width,
@@ -98,14 +98,14 @@ class DecodeStep:
     Args:
         layers: `qkv`, `out`, `gate_up`, `down` as NativeLinear, and `norm1`, `norm2`, `qk_norm` (or None), float32.
         norm: (hidden,) float32, of the norm after the last layer.
-        words: (vocabulary, hidden) float32, bfloat16 or float16, contiguous.
+        words: (vocabulary, hidden).
     """
 
     def __init__(
         self,
         layers: list[dict[str, Any]],
         norm: Tensor,
-        words: Tensor,
+        words: Matrix,
         heads: int,
         kv_heads: int,
         width: int,
@@ -124,10 +124,9 @@ class DecodeStep:
         sizes = (first["out"], first["qkv"], first["gate_up"])
         self._floats = sum(int(m.matrix.n) for m in sizes) + heads * width
         self._floats += max(int(layer["down"].matrix.k) for layer in layers)
-        self._decoder = _Decoder(count=len(layers), streams=1, kind=native.kinds()[words.dtype], eps=eps)
+        self._decoder = _Decoder(count=len(layers), streams=1, words=words, eps=eps)
         self._decoder.layers, self._decoder.norm = ctypes.addressof(self._layers), norm.data_ptr()
-        self._decoder.words = words.data_ptr()
-        self._hidden = words.shape[1]
+        self._hidden = words.k
 
     @staticmethod
     def fits(layers: list[dict[str, Any]], width: int) -> bool:
@@ -164,7 +163,7 @@ class DecodeStep:
         count = len(ids)
         rows, longs = count * self._decoder.streams, ctypes.c_long * count
         x, scratch = torch.empty((rows, self._hidden)), torch.empty(rows * self._floats)
-        native.loaded().qwench_step(
+        library().qwench_step(
             ctypes.addressof(self._decoder),
             longs(*ids),
             longs(*slots),

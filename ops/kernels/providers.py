@@ -49,11 +49,11 @@ def _compile(function: str, kind: dtype, device: str) -> Callable[..., Any] | st
 def _native(function: str, kind: dtype, device: str) -> Callable[..., Any] | str:
     import torch
 
-    from . import native, native_step
+    from . import native, native_library, native_step
 
     if device != "cpu":
         return "the C kernels are for the CPU"
-    if not (found := native.available()).value:
+    if not (found := native_library.available()).value:
         return found.reason
     if function == "linear":
         return lambda x, weight: native.linear(x.float(), weight).to(x.dtype)

@@ -13,7 +13,7 @@ from ..errors import QwenchError
 from ..kernels.native_step import MOST_ROWS, DecodeStep
 from .decoder import DecoderEncoder
 from .graph_step import GraphStep
-from .linear import Linear, Maker
+from .linear import Linear, Maker, matrix_of
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class CausalDecoder(DecoderEncoder):
 
         super().__init__(config, weights, dtype, device, linear, kept)
         tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
-        head = self.words if tied else weights.take("lm_head.weight", kept or dtype, tuple(self.words.shape), device)
-        self.head = linear(head, None)
+        shape = {"lm_head.weight": tuple(self.words.shape)}
+        self.head = linear(self.words if tied else weights.matrix(shape, kept or dtype, device), None)
         self.context, self.slots = self.max_positions, slots
         self._lengths = [0] * slots
         self._capacity = 0
@@ -95,7 +95,7 @@ class CausalDecoder(DecoderEncoder):
         self._native: DecodeStep | None = None
         if DecodeStep.fits(self.layers, self.head_dim):
             self._native = DecodeStep(
-                self.layers, self.norm, self.words, self.heads, self.kv_heads, self.head_dim, self.eps
+                self.layers, self.norm, matrix_of(self.words), self.heads, self.kv_heads, self.head_dim, self.eps
             )
         self._graph = GraphStep(self) if GraphStep.fits(self) else None
 

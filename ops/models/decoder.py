@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.gates import STOCK
+from ..checkpoint.gguf_blocks import Blocks
 from .elementwise import norm_rotate, rms_norm, silu_mul
 from .gated import gated, gates_of, unknown_next
 from .linear import Linear, Maker
@@ -87,21 +88,21 @@ class DecoderEncoder:
         out_bias = bias and kind != "qwen2"
 
         def take(name: str, *shape: int) -> Tensor:
-            return weights.take(name, kept if len(shape) > 1 else dtype, shape, device)
+            return weights.take(name, dtype, shape, device)
 
         def norm(name: str, size: int) -> Tensor:
             # Qwen3-Next stores the weights of its norms less one.
             return take(name, size) + 1 if kind == STOCK else take(name, size)
 
-        def joined(parts: dict[str, tuple[int, ...]]) -> Tensor:
-            return weights.joined(parts, kept if len(next(iter(parts.values()))) > 1 else dtype, device)
+        def matrix(parts: dict[str, tuple[int, ...]]) -> Tensor | Blocks:
+            return weights.matrix(parts, kept, device)
 
-        def projection(at: str) -> Tensor:
+        def projection(at: str) -> Tensor | Blocks:
             """Queries, keys, values, and the gates below them."""
-            rows = joined({f"{at}{n}_proj.weight": (size, h) for n, size in sizes.items()})
+            rows = matrix({f"{at}{n}_proj.weight": (size, h) for n, size in sizes.items()})
             return rows if order is None else rows[order]
 
-        self.words = take("embed_tokens.weight", config["vocab_size"], h)
+        self.words = matrix({"embed_tokens.weight": (config["vocab_size"], h)})
         self.norm = norm("norm.weight", h)
         self.layers: list[dict[str, Any]] = []
         sizes = {"q": self.heads * d, "k": self.kv_heads * d, "v": self.kv_heads * d}
@@ -113,15 +114,16 @@ class DecoderEncoder:
         self.gate_rows = len(found[1]) if found else 0
         for i in range(config["num_hidden_layers"]):
             at, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."
-            qkv_b = joined({f"{at}{n}_proj.bias": (size,) for n, size in sizes.items()}) if bias else None
+            biases = {f"{at}{n}_proj.bias": (size,) for n, size in sizes.items()}
             self.layers.append(
                 {
-                    "qkv": linear(projection(at), qkv_b),
+                    "qkv": linear(projection(at), weights.joined(biases, dtype, device) if bias else None),
                     "qk_norm": self._qk_norm(norm(f"{at}q_norm.weight", d), norm(f"{at}k_norm.weight", d))
                     if qk_norm
                     else None,
                     "out": linear(
-                        take(f"{at}o_proj.weight", h, self.heads * d), take(f"{at}o_proj.bias", h) if out_bias else None
+                        matrix({f"{at}o_proj.weight": (h, self.heads * d)}),
+                        take(f"{at}o_proj.bias", h) if out_bias else None,
                     ),
                     "norm1": norm(f"layers.{i}.input_layernorm.weight", h),
                     "norm2": norm(f"layers.{i}.post_attention_layernorm.weight", h),
@@ -131,8 +133,8 @@ class DecoderEncoder:
                 self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear, kept)
             else:
                 self.layers[-1] |= {
-                    "gate_up": linear(joined({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),
-                    "down": linear(take(f"{mlp}down_proj.weight", h, ff), None),
+                    "gate_up": linear(matrix({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),
+                    "down": linear(matrix({f"{mlp}down_proj.weight": (h, ff)}), None),
                 }
         products = ("qkv", "out", "gate_up", "down", "experts")
         self.matmul_parameters = sum(w[n].parameters for w in self.layers for n in products if n in w)
@@ -191,6 +193,8 @@ class DecoderEncoder:
     def _words(self, ids: Tensor) -> Tensor:
         from torch.nn import functional as F
 
+        if isinstance(self.words, Blocks):
+            return self.words[ids].values().to(self.dtype)
         return F.embedding(ids, self.words).to(self.dtype)
 
     def _rotary(self, lengths: list[int], start: int = 0) -> tuple[Tensor, Tensor]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..checkpoint.gguf_blocks import Blocks
 from ..errors import QwenchError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..kernels.native import NativeLinear
+    from ..kernels.native_library import Matrix
+    from ..kernels.native_linear import NativeLinear
 
 QUANTIZE = ("none", "int8")
-Maker = Callable[["Tensor", "Tensor | None"], "Linear | Int8Linear | NativeLinear"]
+#: takes a weight, in blocks only where `native_maker` is
+Maker = Callable[["Any", "Tensor | None"], "Linear | Int8Linear | NativeLinear"]
 
 
 class Linear:
@@ -65,12 +68,25 @@ class Int8Linear:
 
 
 def native_maker(kernels: str, dtype: str) -> Maker | None:
-    """NativeLinear where the C kernels are in use and the arithmetic is float32."""
-    if kernels != "native" or dtype != "float32":
-        return None
-    from ..kernels.native import NativeLinear
+    """NativeLinear where the C kernels are in use and the arithmetic is float32; it takes Blocks too."""
+    return _native if kernels == "native" and dtype == "float32" else None
 
-    return NativeLinear
+
+def _native(weight: Tensor | Blocks, bias: Tensor | None) -> NativeLinear:
+    from ..kernels.native_linear import BlockLinear, NativeLinear
+
+    if isinstance(weight, Blocks):
+        return BlockLinear(weight.data, weight.kind, weight.shape, bias)
+    return NativeLinear(weight, bias)
+
+
+def matrix_of(weight: Tensor | Blocks) -> Matrix:
+    """What the C kernels see of a weight, which must outlive it."""
+    from ..kernels.native_library import KINDS, Matrix
+
+    if isinstance(weight, Blocks):
+        return Matrix(weight.data.data_ptr(), None, *weight.shape, KINDS[weight.kind])
+    return Matrix.of(weight)
 
 
 def linear_maker(quantize: str, device: str) -> Maker:

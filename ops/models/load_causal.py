@@ -130,19 +130,19 @@ def load_decoder(
     """
     import torch
 
-    weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader)
+    native, kept = kernels == "native" and dtype in ("auto", "float32"), None
+    weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader, blocks=native and quantize == "none")
     config = choose_streams(checkpoint.path, config, weights, streams)
     stored = weights.stored_dtype
-    linear, kept = weight_only(quantize, device), None
-    if quantize != "none":
-        numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
-        numbers = numbers if dtype == "auto" else pick_dtype(dtype, device, stored)
-    elif kernels == "native" and dtype in ("auto", "float32") and stored in DTYPES:
+    linear = weight_only(quantize, device, native)
+    if native and stored in DTYPES:
         # The product widens in registers, so that narrow weights are exact and cost half the bytes.
         numbers = Choice("float32", f"{stored} weights kept as stored, float32 arithmetic in the C kernels")
         kept = getattr(torch, stored)
     else:
         numbers = pick_dtype(dtype, device, stored)
+    if quantize != "none" and dtype == "auto":
+        numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
     linear = (quantize == "none" and native_maker(kernels, numbers.value)) or linear
     use(kernels)
     try:
@@ -151,6 +151,9 @@ def load_decoder(
     except KeyError as error:
         raise QwenchError(f"the config lacks {error}: `{checkpoint.path}`", "download or copy it again") from error
     weights.close(decoder.UNUSED)
+    if weights.kept:
+        kinds = " and ".join(sorted(weights.kept))
+        numbers = Choice("float32", f"{kinds} blocks kept as stored, float32 arithmetic in the C kernels")
     return engine, numbers
 
 

@@ -41,8 +41,8 @@ class Experts:
         self.experts = []
         for i in range(count):
             parts = {f"{at}experts.{i}.{n}_proj.weight": (ff, h) for n in ("gate", "up")}
-            down = weights.take(f"{at}experts.{i}.down_proj.weight", kept, (h, ff), device)
-            self.experts.append((linear(weights.joined(parts, kept, device), None), linear(down, None)))
+            down = {f"{at}experts.{i}.down_proj.weight": (h, ff)}
+            self.experts.append(tuple(linear(weights.matrix(p, kept, device), None) for p in (parts, down)))
         self.parameters = self.router.numel() + sum(a.parameters + b.parameters for a, b in self.experts)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """Weights in 8 or 4 bits for decoding on the CPU, where every token reads all of them.
 
-The products are PyTorch's own kernels for few rows; for many rows (a prompt) the weight is unpacked once per call,
-which then costs little.
+In the C kernels they are blocks of GGUF, with float32 arithmetic. Without those the products are PyTorch's own kernels
+for few rows; for many rows (a prompt) the weight is unpacked once per call, which then costs little.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import QwenchError
+from ..kernels.native_linear import BlockLinear, NativeLinear, to_blocks
 from .linear import Linear, Maker
 
 if TYPE_CHECKING:
@@ -98,20 +100,29 @@ class Int4Weight(_WeightOnly):
         return ((codes.float() - 8) * scale + offset).flatten(1)
 
 
-def weight_only(quantize: str, device: str) -> Maker:
+#: `--quantize` and the kind of its blocks
+KINDS = {"int8": "q8_0", "int4": "q4_1"}
+
+
+def weight_only(quantize: str, device: str, native: bool = False) -> Maker:
     """The linear class for `chat --quantize`.
+
+    Args:
+        native: in the C kernels; a weight whose rows are no whole blocks then stays as it is.
 
     Raises:
         QwenchError: unknown choice, or not on the CPU.
     """
     if quantize == "none":
         return Linear
-    if quantize not in ("int8", "int4"):
+    if quantize not in KINDS:
         raise QwenchError(f"unknown quantization: `{quantize}`", "use none, int8 or int4", code=2)
     if device != "cpu":
         raise QwenchError(
             f"--quantize {quantize} has kernels for the CPU only, and the device is `{device}`", "add --device cpu"
         )
+    if native:
+        return partial(_blocks, KINDS[quantize])
     if quantize == "int8":
         return Int8Weight
 
@@ -120,3 +131,10 @@ def weight_only(quantize: str, device: str) -> Maker:
         return (Int4Weight if columns % GROUP == 0 and rows % 16 == 0 else Int8Weight)(weight, bias)
 
     return int4
+
+
+def _blocks(kind: str, weight: Tensor, bias: Tensor | None) -> NativeLinear:
+    rows, columns = weight.shape
+    if columns % GROUP:
+        return NativeLinear(weight, bias)
+    return BlockLinear(to_blocks(weight, kind), kind, (rows, columns), bias)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checkpoint.gguf_blocks import Blocks
+from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.reader import Reader, Source
 from ..errors import QwenchError
 
@@ -22,13 +24,20 @@ class Weights:
         folder: the checkpoint folder.
         prefixes: name prefixes to strip (`model.`, `bert.`): the first that fits some tensor is used for those.
         reader: tensors to take in place of the folder's.
+        blocks: `matrix` gives those of GGUF as they are stored.
+
+    Attributes:
+        kept: kinds of blocks that it gave so.
 
     Raises:
         QwenchError: see Source.
     """
 
-    def __init__(self, folder: Path, prefixes: Iterable[str] = (), reader: Reader | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, prefixes: Iterable[str] = (), reader: Reader | None = None, blocks: bool = False
+    ) -> None:
+        self.folder, self._blocks = folder, blocks
+        self.kept: set[str] = set()
         self._reader = reader or Source(folder).reader
         self._names: dict[str, str] = {}
         prefixes = tuple(prefixes)
@@ -53,13 +62,16 @@ class Weights:
                 "it would be random; use a complete checkpoint",
             )
         tensor = self._reader.load(self._names[name])
-        if shape is not None and tuple(tensor.shape) != shape:
+        self._fits(name, tensor.shape, shape)
+        return tensor
+
+    def _fits(self, name: str, found: Iterable[int], shape: tuple[int, ...] | None) -> None:
+        if shape is not None and tuple(found) != shape:
             raise QwenchError(
-                f"weight `{self._names[name]}` has shape {tuple(tensor.shape)} but config.json asks for {shape}: "
+                f"weight `{self._names[name]}` has shape {tuple(found)} but config.json asks for {shape}: "
                 f"`{self.folder}`",
                 "config.json and weights are from different models",
             )
-        return tensor
 
     def take(self, name: str, dtype: dtype, shape: tuple[int, ...] | None = None, device: str = "cpu") -> Tensor:
         """One tensor, cast and moved; without a cast it stays a view of the mapped file.
@@ -86,6 +98,32 @@ class Weights:
             self._reader.release(self._names.pop(name))
             at += shape[0]
         return out
+
+    def matrix(self, parts: dict[str, tuple[int, ...]], dtype: dtype, device: str = "cpu") -> Tensor | Blocks:
+        """Like `take` or `joined`, for what is only ever multiplied with or looked up in."""
+        if (found := self._in_blocks(parts)) is not None:
+            return found
+        if len(parts) > 1:
+            return self.joined(parts, dtype, device)
+        ((name, shape),) = parts.items()
+        return self.take(name, dtype, shape, device)
+
+    def _in_blocks(self, parts: dict[str, tuple[int, ...]]) -> Blocks | None:
+        """All parts as they are stored, or None where that is not in blocks of one kind."""
+        import torch
+
+        if not self._blocks or not isinstance(self._reader, GgufReader) or not parts.keys() <= self._names.keys():
+            return None
+        found = [self._reader.blocks(self._names[name]) for name in parts]
+        if len({block and block.kind for block in found}) > 1 or found[0] is None:
+            return None
+        for (name, shape), block in zip(parts.items(), found, strict=True):
+            self._fits(name, block.shape, shape)
+        self.kept.update(self._reader.stored[self._names[name]] for name in parts)
+        data = torch.cat([block.data for block in found])
+        for name in parts:
+            self._reader.release(self._names.pop(name))
+        return Blocks(data, found[0].kind, (len(data), found[0].shape[1]))
 
     def height(self, name: str) -> int:
         """Rows of a matrix; 0 when it is not there."""

@@ -5,6 +5,7 @@
  * native.py.
  */
 #include "attention.h"
+#include "blocks.h"
 #include "products.h"
 #include "rows.h"
 #include "team.h"
@@ -21,9 +22,8 @@ typedef struct {
 typedef struct {
     const Layer *layers;
     const float *norm;
-    const void *words; /* (vocabulary, hidden) of `kind` */
+    Matrix words; /* (vocabulary, hidden) */
     long count, streams;
-    int kind;
     float eps;
 } Decoder;
 
@@ -67,26 +67,20 @@ static void look_ahead(Worker *k, const Matrix *w) {
     k->ahead.at = k->ahead.end = 0;
     if (!w) return;
     Tasks s = tasks_for(k, w, 0);
-    long row = w->k * bytes_of(w->kind), at = share_of(&s, k->t) * block_of(w, k->step->rows, s.threads) * row;
+    long row = bytes_of(w->kind, w->k), at = share_of(&s, k->t) * block_of(w, k->step->rows, s.threads) * row;
     k->ahead.at = (const char *)w->weight + at;
     k->ahead.end = k->ahead.at + (w->n * row - at < WAITING ? w->n * row - at : WAITING);
 }
 
 static void product(Worker *k, const Matrix *w, const float *x, float *y, int add) {
     Tasks s = tasks_for(k, w, 0);
-    linear_share(w, x, w->k, y, k->step->rows, add, &s, k->t);
+    Rows r = {x, y, w->k, w->n, add};
+    linear_share(w, &r, k->step->rows, &s, k->t);
 }
 
-static void words_share(const Worker *k, const Decoder *m, const long *ids, long n) {
-    for (long r = k->t; r < k->step->rows; r += k->step->team.threads) {
-        long at = ids[r / m->streams] * n, i = 0;
-        float *x = k->step->x + r * n;
-        for (; i + WIDTH <= n; i += WIDTH)
-            store(x + i, m->kind == F32    ? load_as(m->words, at + i, F32)
-                         : m->kind == BF16 ? load_as(m->words, at + i, BF16)
-                                           : load_as(m->words, at + i, F16));
-        for (; i < n; i++) x[i] = load_one(m->words, at + i, m->kind);
-    }
+static void words_share(const Worker *k, const Decoder *m, const long *ids) {
+    for (long r = k->t; r < k->step->rows; r += k->step->team.threads)
+        widen_row(&m->words, ids[r / m->streams], k->step->x + r * m->words.k);
 }
 
 /* y may be the step's x. */
@@ -177,7 +171,7 @@ void qwench_step(const Decoder *m, const long *ids, const long *slots, const lon
 #pragma omp single
         s.team.threads = omp_get_num_threads(); /* may be fewer than were asked for */
         Worker k = {.step = &s, .t = omp_get_thread_num()};
-        words_share(&k, m, ids, hidden);
+        words_share(&k, m, ids);
         for (const Layer *w = first; w < end; w++) layer_share(&k, w, w + 1 < end ? w + 1 : 0);
         norm_share(&k, m->norm, hidden, x);
     }

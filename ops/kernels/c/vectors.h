@@ -15,11 +15,26 @@
 #define WIDTH 4
 #endif
 
-enum { F32, BF16, F16 };
+/* What a matrix is stored in. Q8 and Q4: blocks of GROUP values, as GGUF has them (Q8_0 and Q4_1). */
+enum { F32, BF16, F16, Q8, Q4 };
+#define GROUP 32
+
+/* code * scale, float16 */
+typedef struct {
+    uint16_t scale;
+    int8_t code[GROUP];
+} Block8;
+
+/* code * scale + offset, float16; the codes of the first half are the low bits */
+typedef struct {
+    uint16_t scale, offset;
+    uint8_t code[GROUP / 2];
+} Block4;
 
 typedef float vf __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t vu __attribute__((vector_size(4 * WIDTH)));
 typedef float vf_any __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t vh_any __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 #define INLINE static inline __attribute__((always_inline))
 
@@ -54,27 +69,82 @@ INLINE float from_f16(uint16_t h) {
 #endif
 }
 
-INLINE long bytes_of(int kind) { return kind == F32 ? 4 : 2; }
+/* Bytes of so many values, whole blocks of them. */
+INLINE long bytes_of(int kind, long values) {
+    if (kind >= Q8) return values / GROUP * (long)(kind == Q8 ? sizeof(Block8) : sizeof(Block4));
+    return values * (kind == F32 ? 4 : 2);
+}
 
 /* Asks for memory that is needed later, so that it is on its way while what is there is added up. */
 INLINE void fetch(const void *p, long bytes) {
     for (long line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)p + line);
 }
 
-/* `at` counts elements. */
-INLINE float load_one(const void *p, long at, int kind) {
-    if (kind == F32) return ((const float *)p)[at];
-    uint16_t h = ((const uint16_t *)p)[at];
-    if (kind == F16) return from_f16(h);
+INLINE void from_f16_pair(const uint16_t *h, float *x) {
+#if defined(__F16C__)
+    int pair;
+    memcpy(&pair, h, 4);
+    __m128 both = _mm_cvtph_ps(_mm_cvtsi32_si128(pair));
+    x[0] = both[0], x[1] = both[1];
+#else
+    x[0] = from_f16(h[0]), x[1] = from_f16(h[1]);
+#endif
+}
+
+INLINE float from_bf16(uint16_t h) {
     uint32_t bits = (uint32_t)h << 16;
     float x;
     memcpy(&x, &bits, 4);
     return x;
 }
 
-INLINE vf load_as(const void *p, long at, int kind) {
-    if (kind == F32) return load((const float *)p + at);
-    const uint16_t *h = (const uint16_t *)p + at;
+/* The value after `at` others. */
+INLINE float load_one(const void *p, long at, int kind) {
+    if (kind == F32) return ((const float *)p)[at];
+    if (kind == BF16) return from_bf16(((const uint16_t *)p)[at]);
+    if (kind == F16) return from_f16(((const uint16_t *)p)[at]);
+    long j = at % GROUP;
+    if (kind == Q8) {
+        const Block8 *block = (const Block8 *)p + at / GROUP;
+        return (float)block->code[j] * from_f16(block->scale);
+    }
+    const Block4 *block = (const Block4 *)p + at / GROUP;
+    int code = j < GROUP / 2 ? block->code[j] & 15 : block->code[j - GROUP / 2] >> 4;
+    return (float)code * from_f16(block->scale) + from_f16(block->offset);
+}
+
+/* GCC takes __builtin_convertvector of bytes apart, one by one. */
+INLINE vi load_bytes(const void *p, const int sign) {
+#if WIDTH == 16
+    __m128i x = _mm_loadu_si128((const __m128i *)p);
+    return (vi)(sign ? _mm512_cvtepi8_epi32(x) : _mm512_cvtepu8_epi32(x));
+#elif WIDTH == 8
+    __m128i x = _mm_loadl_epi64((const __m128i *)p);
+    return (vi)(sign ? _mm256_cvtepi8_epi32(x) : _mm256_cvtepu8_epi32(x));
+#else
+    vi x;
+    for (int i = 0; i < WIDTH; i++) x[i] = sign ? ((const int8_t *)p)[i] : ((const uint8_t *)p)[i];
+    return x;
+#endif
+}
+
+/* The vector after `at` and `more` others; in blocks `at` are whole ones, and `more` is known when this is compiled. */
+INLINE vf load_as(const void *p, long at, long more, int kind) {
+    if (kind == F32) return load((const float *)p + at + more);
+    if (kind == Q8) {
+        const Block8 *block = (const Block8 *)p + (unsigned long)at / GROUP + more / GROUP;
+        vi code = load_bytes(block->code + more % GROUP, 1);
+        return __builtin_convertvector(code, vf) * from_f16(block->scale);
+    }
+    if (kind == Q4) {
+        const Block4 *block = (const Block4 *)p + (unsigned long)at / GROUP + more / GROUP;
+        vi pair = load_bytes(block->code + more % (GROUP / 2), 0);
+        vi code = more % GROUP < GROUP / 2 ? pair & 15 : pair >> 4;
+        float both[2];
+        from_f16_pair(&block->scale, both);
+        return __builtin_convertvector(code, vf) * both[0] + both[1];
+    }
+    const uint16_t *h = (const uint16_t *)p + at + more;
     if (kind == BF16) return (vf)(__builtin_convertvector(*(const vh_any *)h, vu) << 16);
 #if defined(__AVX512F__)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)h));
@@ -105,7 +175,6 @@ INLINE float highest(vf x) {
 /* e^x to 2 units in the last place from -87 to 88, beyond that the ends; NaN and infinities become NaN. Cody and Waite's
  * reduction by ln 2 in two parts, then the Taylor polynomial of degree 7 on half a ln 2. */
 INLINE vf exponential(vf x) {
-    typedef int32_t vi __attribute__((vector_size(4 * WIDTH)));
     vf at = -larger(-larger(x, splat(-87.0f)), splat(-88.0f));
     vf turns = at * 1.44269504088896341f;
     vu half = (vu)splat(0.5f) | ((vu)turns & 0x80000000u);
