@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KERNELS = ("auto", "eager", "compiled", "triton", "native")
 #: steps of the models that have kernels
-STEPS = ("rms_norm", "norm_rotate", "silu_mul", "gated", "join")
+STEPS = ("rms_norm", "norm_rotate", "silu_mul", "gated", "join", "sequence_attention")
 _active = "eager"
 _table: dict[str, Callable[..., Any]] = {}
 

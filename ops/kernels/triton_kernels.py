@@ -12,12 +12,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_attention import decode_attention, gated_attention, power, prefix_attention, rows_of
+from .triton_attention import decode_attention, power, prefix_attention, rows_of
+from .triton_sequences import gated_attention, sequence_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["decode_attention", "gated_attention", "prefix_attention"]
+__all__ = ["decode_attention", "gated_attention", "prefix_attention", "sequence_attention"]
 
 
 @triton.jit

@@ -6,7 +6,6 @@ so that a new sequence can join while others decode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import QwenchError
@@ -14,13 +13,14 @@ from ..kernels.native_step import MOST_ROWS, DecodeStep
 from .decoder import DecoderEncoder
 from .graph_step import GraphStep
 from .linear import Linear, Maker, matrix_of
+from .step import Part, Step
 from .weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
 
-#: tokens of one pass: bounds the memory of a long prompt, and how long an interrupt waits
-CHUNK = 1024
+#: tokens of one pass: bounds the memory of a long prompt, and how long an interrupt waits; more keep a GPU at work
+CHUNK, CHUNK_GPU = 1024, 4096
 
 
 class Engine(Protocol):
@@ -49,16 +49,6 @@ class Engine(Protocol):
     def swap(self, a: int, b: int) -> None:
         """Exchange two slots."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Tokens of one slot in a pass: `count` of them from `start` of the pack, after `past` that are cached."""
-
-    slot: int
-    past: int
-    start: int
-    count: int
 
 
 class CausalDecoder(DecoderEncoder):
@@ -140,7 +130,7 @@ class CausalDecoder(DecoderEncoder):
         with torch.inference_mode():
             self._grow(longest)
             while queue:
-                room, parts, ids, at = CHUNK, [], [], 0
+                room, parts, ids, at = CHUNK if self.device == "cpu" else CHUNK_GPU, [], [], 0
                 for slot in list(queue):
                     piece = queue[slot][:room]
                     if not piece:
@@ -176,7 +166,7 @@ class CausalDecoder(DecoderEncoder):
             step = self._step(parts)
             for i, w in enumerate(self.layers):
                 q, k, v, gate = self._qkv(w, x, cos, sin)
-                x = self._out(w, step.attend(q, k, v, self._keys[i], self._values[i]), gate).add_(x)
+                x = w["out"](step.attend(q, k, v, self._keys[i], self._values[i], gate)).add_(x)
                 x = self._mlp(w, x).add_(x)
         if not ended:
             return x[:0]
@@ -237,65 +227,3 @@ class CausalDecoder(DecoderEncoder):
                 self._native.cache(i, keys, values)
             self._keys[i], self._values[i] = keys, values
         self._capacity = capacity
-
-
-class Step:
-    """Attention of one pass, prepared once for all layers."""
-
-    def __init__(self, model: CausalDecoder, parts: list[Part]) -> None:
-        import torch
-
-        self.parts, self.kv_heads = parts, model.kv_heads
-        self.group = model.heads // model.kv_heads
-        self.mask: Tensor | None = None
-        # Single tokens of slots 0..n-1: one call for all, and a group of query heads reads its keys once.
-        self.singles = [p.slot for p in parts] == list(range(len(parts))) and all(p.count == 1 for p in parts)
-        ends = [p.past + 1 for p in parts]
-        self.longest = max(ends)
-        if self.singles:
-            self.rows = torch.arange(len(parts), device=model.device)
-            self.at = torch.tensor([p.past for p in parts], device=model.device)
-            if len(set(ends)) > 1:
-                self.mask = torch.arange(self.longest, device=model.device) <= self.at[:, None]
-                self.mask = self.mask[:, None, None, :].expand(-1, -1, self.group, -1)
-        else:
-            self.masks = [
-                torch.ones(p.count, p.past + p.count, dtype=torch.bool, device=model.device).tril(p.past)
-                if p.count > 1 and p.past
-                else None
-                for p in parts
-            ]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """q (T, heads, d), k and v (T, kv_heads, d) -> (T, heads * d); k and v go into the caches."""
-        import torch
-        from torch.nn.functional import scaled_dot_product_attention as sdpa
-
-        if self.singles:
-            if len(self.parts) == 1:
-                keys[0, :, self.longest - 1], values[0, :, self.longest - 1] = k[0], v[0]
-            else:
-                keys[self.rows, :, self.at], values[self.rows, :, self.at] = k, v
-            n = len(self.parts)
-            out = sdpa(
-                q.unflatten(1, (self.kv_heads, self.group)),
-                keys[:n, :, : self.longest],
-                values[:n, :, : self.longest],
-                attn_mask=self.mask,
-            )
-            return out.flatten(1)
-        outs = []
-        for part, mask in zip(self.parts, self.masks, strict=True):
-            own, end = slice(part.start, part.start + part.count), part.past + part.count
-            keys[part.slot, :, part.past : end] = k[own].transpose(0, 1)
-            values[part.slot, :, part.past : end] = v[own].transpose(0, 1)
-            out = sdpa(
-                q[own].transpose(0, 1).unsqueeze(0),
-                keys[part.slot, :, :end].unsqueeze(0),
-                values[part.slot, :, :end].unsqueeze(0),
-                attn_mask=mask,
-                is_causal=mask is None and part.count > 1,
-                enable_gqa=self.group > 1,
-            )
-            outs.append(out[0].transpose(0, 1).flatten(1))
-        return outs[0] if len(outs) == 1 else torch.cat(outs)

@@ -186,7 +186,7 @@ class DecoderEncoder:
             own = (k.clone(), v.clone())
             layers.append(own if before is None else tuple(map(torch.cat, zip(before, own, strict=True))))
             if i + 1 < len(self.layers):
-                x = self._out(w, attend(q, k, v, runs, causal=True, prefix=before), gate).add_(x)
+                x = w["out"](attend(q, k, v, runs, causal=True, prefix=before, gate=gate)).add_(x)
                 x = self._mlp(w, x).add_(x)
         return Prefix(len(ids) + (prefix.length if prefix else 0), layers)
 
@@ -223,9 +223,6 @@ class DecoderEncoder:
         q, k = norm_rotate(qk, w["qk_norm"], self.eps, cos, sin).split((self.heads, self.kv_heads), dim=1)
         return q, k, v, gate
 
-    def _out(self, w: dict[str, Any], y: Tensor, gate: Tensor | None) -> Tensor:
-        return w["out"](y if gate is None else gated(y, gate, self.heads))
-
     def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
         x = self._rms(x, w["norm2"])
         return w["experts"](x) if "experts" in w else w["down"](silu_mul(w["gate_up"](x)))
@@ -234,7 +231,7 @@ class DecoderEncoder:
         self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, prefix: KeysValues | None = None
     ) -> Tensor:
         q, k, v, gate = self._qkv(w, x, cos, sin)
-        x = self._out(w, attend(q, k, v, runs, causal=True, prefix=prefix), gate).add_(x)
+        x = w["out"](attend(q, k, v, runs, causal=True, prefix=prefix, gate=gate)).add_(x)
         return self._mlp(w, x).add_(x)
 
     def _last_layer(
@@ -248,6 +245,6 @@ class DecoderEncoder:
         prefix: KeysValues | None,
     ) -> Tensor:
         q, k, v, gate = self._qkv(w, x, cos, sin)
-        gate = None if gate is None else gate[ends]
-        x = self._out(w, attend_last(q[ends], k, v, runs, prefix=prefix), gate).add_(x[ends])
+        y = attend_last(q[ends], k, v, runs, prefix=prefix)
+        x = w["out"](y if gate is None else gated(y, gate[ends], self.heads)).add_(x[ends])
         return self._mlp(w, x).add_(x)

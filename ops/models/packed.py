@@ -10,9 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..kernels.choose import kernel
+from .gated import gated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -71,6 +76,7 @@ def attend(
     causal: bool,
     scale: float | None = None,
     prefix: tuple[Tensor, Tensor] | None = None,
+    gate: Tensor | None = None,
 ) -> Tensor:
     """Attention of every sequence of the pack over itself, and over a prefix that all of them share.
 
@@ -80,14 +86,22 @@ def attend(
         causal: lower-triangular mask within a sequence; a prefix is seen by all.
         scale: softmax scale, head_dim ** -0.5 by default.
         prefix: keys and values, each (P, kv_heads, head_dim).
+        gate: (T, heads) or (T, heads * head_dim), of which the sigmoid scales the result.
 
     Returns:
         (T, heads * head_dim), same dtype as q.
     """
+    if fast := one_launch(q):
+        beside = prefix and tuple(t.transpose(0, 1).unsqueeze(0) for t in prefix)
+        longest = max(run.length for run in runs)
+        table = _table(tuple(runs), q.device)
+        return fast(q, k, v, table, longest, prefix=beside, gate=gate, causal=causal, scale=scale)
     if _one_call(q):
-        return _unpadded(q, k, v, runs, causal=causal, last=False, scale=scale, prefix=prefix)
-    parts = [_sequences(run, q, k, v) for run in runs]
-    return _attended(q, parts, causal=causal, scale=scale, prefix=prefix)
+        y = _unpadded(q, k, v, runs, causal=causal, last=False, scale=scale, prefix=prefix)
+    else:
+        parts = [_sequences(run, q, k, v) for run in runs]
+        y = _attended(q, parts, causal=causal, scale=scale, prefix=prefix)
+    return y if gate is None else gated(y, gate, q.shape[1])
 
 
 def attend_last(
@@ -107,6 +121,22 @@ def attend_last(
 def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
     """The run's rows of each (T, heads, d) tensor as (count, heads, length, d)."""
     return [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in tensors]
+
+
+def one_launch(q: Tensor) -> Callable[..., Any] | None:
+    """The kernel in use that takes sequences of any length and their gates; for 16 bits, where it is on a GPU."""
+    if q.device.type == "cuda" and q.element_size() != 2:
+        return None
+    return kernel("sequence_attention", q)
+
+
+@lru_cache(8)
+def _table(runs: tuple[Run, ...], device: object) -> Tensor:
+    """Of `triton_sequences.sequence_attention`, keys being rows like those of q."""
+    import torch
+
+    rows = [(at, run.length, at, 0) for run in runs for at in range(run.start, run.stop, run.length)]
+    return torch.tensor(rows, dtype=torch.int32).to(device)
 
 
 def _one_call(q: Tensor) -> bool:

@@ -14,9 +14,10 @@ from ..checkpoint.safetensors_reader import SafetensorsReader
 from ..errors import QwenchError
 from ..kernels.choose import kernel
 from ..kernels.parscale import join, stream_major
-from .causal import CausalDecoder, Part, Step
+from .causal import CausalDecoder
 from .linear import Linear, Maker
 from .packed import joined
+from .step import Part, Step
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -132,18 +133,20 @@ class _ParallelStep(Step):
         import torch
 
         super().__init__(model, parts)
-        self.streams, self.prefixes = model.streams, iter(model.prefixes)
+        self.prefixes = iter(model.prefixes)
         if self.singles:
             n, p = len(parts), model.streams
             self.rows = torch.arange(n * p, device=model.device)
             self.at = self.at.repeat_interleave(p)
             self.mask = None if self.mask is None else self.mask.repeat_interleave(p, 0)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See Step; q, k and v have rows of all streams. Called once for each layer, in order."""
+    def _prefix(self) -> tuple[Tensor, Tensor]:
+        return next(self.prefixes)
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         import torch
 
-        prefix = next(self.prefixes)
+        prefix = self._prefix()
         p, outs = self.streams, []
         if self.singles:
             n = len(self.parts)
