@@ -13,7 +13,8 @@ from typing import Any
 from .errors import QwenchError
 from .events import Advanced, Chose, Events, Finished, Started
 from .kernels.environment import environment
-from .models import causal, decoder, graph_step
+from .models import decoder, graph_step
+from .models import step as passes
 from .models.causal import CausalDecoder
 from .models.device import pick_threads
 from .models.hub import resolve
@@ -185,9 +186,9 @@ def _around_kernels(
     engine: CausalDecoder, wrapped: Callable[[str, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
     """Every kernel of the engine is `wrapped`, by its name, while the block runs."""
-    spots = [(decoder, name, name) for name in ("rms_norm", "norm_rotate", "silu_mul", "gated")]
-    steps = [kind for kind in (causal.Step, *causal.Step.__subclasses__()) if "attend" in vars(kind)]
-    spots += [(kind, "attend", "attention") for kind in steps] + [(engine, "head", "product head")]
+    spots = [(decoder, name, name) for name in ("rms_norm", "norm_rotate", "silu_mul")]
+    spots += [(kind, "_attended", "attention") for kind in (passes.Step, *passes.Step.__subclasses__())]
+    spots += [(passes.Step, "_at_once", "attention"), (passes, "gated", "gated"), (engine, "head", "product head")]
     if engine.streams > 1:
         spots.append((engine, "_summed", "aggregate"))
     if engine._graph:

@@ -191,5 +191,5 @@ def _tile(q: Tensor, longest: int) -> tuple[int, int, int, int]:
     for rows, keys, warps, stages in TILES:
         fits = (rows + 2 * stages * keys) * width * size <= shared_memory(q.device)
         if fits and rows <= max(longest, 16) and (size == 2 or rows < 64):
-            return rows, keys, warps, stages
+            return rows, keys, warps, min(stages, max(2, triton.cdiv(longest, keys)))
     return 16, 16, 4, 2

@@ -65,9 +65,12 @@ class Step:
 
         k and v go into the caches. Rows are those of all streams.
         """
-        if not self.fast:
-            y = self._attended(q, k, v, keys, values)
-            return y if gate is None else gated(y, gate, q.shape[1])
+        if self.fast:
+            return self._at_once(q, k, v, keys, values, gate)
+        y = self._attended(q, k, v, keys, values)
+        return y if gate is None else gated(y, gate, q.shape[1])
+
+    def _at_once(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, gate: Tensor | None) -> Tensor:
         keys[self.rows, :, self.at], values[self.rows, :, self.at] = k, v
         more = {"streams": self.streams, "prefix": self._prefix(), "gate": gate}
         return self.fast(q, keys, values, self.table, self.most, **more)
