@@ -489,6 +489,8 @@ def test_engines_say_why(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: object())
     pick = llama_cpp.pick_engine
     assert pick("auto", gguf, "cpu", "none", None).value == "llama.cpp"
+    assert pick("auto", gguf, "cpu", "none", None, None).value == "torch"
+    assert "stored q6_k" in pick("auto", gguf, "cpu", "none", None, "q6_k").reason
     assert pick("auto", gguf, "cuda", "none", None).value == "torch"
     assert pick("auto", gguf, "cpu", "int8", None).value == "torch"
     assert pick("auto", folder, "cpu", "none", None).value == "torch"

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: block formats that `blocks` gives
+IN_BLOCKS = ("q8_0", "q4_0", "q4_1")
+
+
 class GgufReader:
     """Tensors of a GGUF file; see SafetensorsReader for the interface.
 
@@ -89,7 +93,7 @@ class GgufReader:
     def blocks(self, name: str) -> Blocks | None:
         """A matrix as it is stored, where that is in blocks of 8 or 4 bits; q4_0's become q4_1's."""
         info, kind = self.infos[name], self.stored[name]
-        if kind not in ("q8_0", "q4_0", "q4_1") or len(info.shape) != 2 or not info.nbytes:
+        if kind not in IN_BLOCKS or len(info.shape) != 2 or not info.nbytes:
             return None
         data = self._in_order(name, self._bytes(info).view(info.shape[0], -1))
         rows, columns = info.shape

@@ -22,13 +22,17 @@ _said: list[str] = []
 _callbacks: list[Any] = []
 
 
-def pick_engine(engine: str, path: Path, device: str, quantize: str, runs: str | None) -> Choice:
+def pick_engine(
+    engine: str, path: Path, device: str, quantize: str, runs: str | None, widened: str | None = "blocks"
+) -> Choice:
     """torch or llama.cpp.
 
     Args:
         path: of the checkpoint.
         device: as from `pick_device`.
         runs: None when the torch engine can run the checkpoint, else the reason why not.
+        widened: what the torch engine would have to widen, None when it computes from all weights as stored, which was
+            measured to be faster than llama.cpp (docs/benchmarks.md).
 
     Raises:
         QwenchError: an unknown engine; llama.cpp for what it cannot read, or where it is not installed.
@@ -56,7 +60,11 @@ def pick_engine(engine: str, path: Path, device: str, quantize: str, runs: str |
         return Choice("torch", "llama-cpp-python is not installed")
     if device != "cpu":
         return Choice("torch", f"the device is `{device}`")
-    return Choice("llama.cpp", "computes from the quantised weights" if runs is None else f"torch cannot run {runs}")
+    if runs is not None:
+        return Choice("llama.cpp", f"torch cannot run {runs}")
+    if widened is None:
+        return Choice("torch", "its C kernels compute from the weights as stored")
+    return Choice("llama.cpp", f"computes from the stored {widened}, which the torch engine would widen")
 
 
 class LlamaCpp:

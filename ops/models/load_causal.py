@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.gates import STOCK
-from ..checkpoint.gguf_reader import GgufReader
+from ..checkpoint.gguf_reader import IN_BLOCKS, GgufReader
 from ..checkpoint.reader import Source
 from ..errors import QwenchError
 from ..kernels.choose import pick_kernels, use
@@ -26,6 +26,8 @@ from .tokenizer import TextTokenizer
 from .weight_only import weight_only
 from .weights import Weights
 
+#: formats of .gguf files that the C kernels compute from
+AS_STORED = {*IN_BLOCKS, *DTYPES}
 FAMILIES = ("qwen2", "qwen3", "qwen3_moe", "llama", STOCK)
 
 
@@ -83,7 +85,10 @@ def load_causal(
         )
     reason = unknown(config)
     where = pick_device(device)
-    runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason)
+    # With llama.cpp the C kernels need not be built.
+    fast = Choice("eager", "") if engine == "llama.cpp" else pick_kernels(kernels, where.value)
+    widened = _widened(source, fast.value == "native" and dtype in ("auto", "float32"))
+    runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason, widened)
     long = stretched(config, context) if context > config["max_position_embeddings"] else None
     tokenizer, files = texts_of(source)
     running: Engine
@@ -95,12 +100,19 @@ def load_causal(
     elif reason:
         raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
     else:
-        fast = pick_kernels(kernels, where.value)
         running, numbers = load_decoder(
             checkpoint, long or config, where.value, dtype, quantize, slots, streams, fast.value
         )
     ends = _ends(config, files, tokenizer)
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast)
+
+
+def _widened(source: Source, native: bool) -> str | None:
+    """The formats of matrices that the torch engine cannot compute from, None when it can from all; for .gguf files."""
+    if not isinstance(source.reader, GgufReader):
+        return None
+    kinds = {source.reader.stored[name] for name, info in source.reader.infos.items() if len(info.shape) > 1}
+    return " and ".join(sorted(kinds - AS_STORED if native else kinds)) or None
 
 
 def unknown(config: dict[str, Any]) -> str | None:
