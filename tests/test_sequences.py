@@ -156,3 +156,14 @@ def test_engines_say_what_they_say_with_eager_kernels(kind: str, tmp_path: Path)
     close = {"atol": 1e-4, "rtol": 1e-4} if DEVICE == "cpu" else {"atol": 0.2, "rtol": 0.05}
     torch.testing.assert_close(logits["triton"], logits["eager"], **close)
     torch.testing.assert_close(vectors.get("triton"), vectors.get("eager"), **close)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
+def test_more_sequences_than_a_grid_has_rows() -> None:
+    lengths = [1, 2, 3] * 2000
+    q, k, v = torch.randn(3, sum(lengths), 16, 32, device=DEVICE, dtype=torch.bfloat16)
+    found = {}
+    for kernels in ("eager", "triton"):
+        choose.use(kernels)
+        found[kernels] = packed.attend(q, k, v, runs_of(lengths), causal=True)
+    torch.testing.assert_close(found["triton"], found["eager"], atol=2e-2, rtol=2e-2)

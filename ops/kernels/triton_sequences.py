@@ -24,14 +24,16 @@ TILES = ((64, 64, 4, 3), (64, 64, 4, 2), (32, 32, 4, 2))
 @triton.jit
 def _sequences_kernel(
     q, keys, values, pk, pv, gate, y, table, qb, qh, qn, kb, kh, kn, vb, vh, vn, pb, ph, pn, gb, gn, yb, yn, prefix,
-    streams, width, scale, each, heads, group, CAUSAL: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr,
+    streams, width, scale, each, heads, group, blocks, CAUSAL: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ROWS queries of a head of a sequence, the last ones first, since they have the most keys."""
-    sequence, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    # One dimension: the others of a grid end at 65,535, and a pack may have more sequences and heads.
+    block, at = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    sequence, head = at // heads, at % heads
     of = table + sequence * 4
     own, count = tl.load(of).to(tl.int64), tl.load(of + 1)
-    begin = (tl.cdiv(count, ROWS) - 1 - tl.program_id(0)) * ROWS
+    begin = (tl.cdiv(count, ROWS) - 1 - block) * ROWS
     if begin < 0:
         return
     cached, past = tl.load(of + 2).to(tl.int64), tl.load(of + 3)
@@ -43,27 +45,13 @@ def _sequences_kernel(
     theirs, every = sequence % streams * pb + head // group * ph, tl.full((ROWS,), prefix, tl.int32)
     for first in range(0, prefix, KEYS):
         top, total, out = more(
-            queries,
-            pk + theirs,
-            pv + theirs,
-            pn,
-            pn,
-            first,
-            prefix,
-            top,
-            total,
-            out,
-            scale,
-            width,
-            every,
-            d,
-            True,
+            queries, pk + theirs, pv + theirs, pn, pn, first, prefix, top, total, out, scale, width, every, d, True,
             KEYS,
-        )
+        )  # fmt: skip
     keys += cached * kb + head // group * kh
     values += cached * vb + head // group * vh
     held = past + count
-    seen = tl.minimum(past + rows + 1, held) if CAUSAL else tl.full((ROWS,), 0, tl.int32) + held
+    seen = tl.minimum(past + rows + 1, held) if CAUSAL else tl.zeros((ROWS,), tl.int32) + held
     # What all of these queries see needs no mask.
     whole = (past + begin + 1 if CAUSAL else held) // KEYS * KEYS
     end = tl.minimum(past + begin + ROWS, held) if CAUSAL else held
@@ -176,11 +164,12 @@ def _sequences(
         pk, pv = pk.contiguous(), pv.contiguous()
     p_strides = (0, 0, 0) if prefix is None else pk.stride()[:3]
     rows, keys, warps, stages = _tile(q, longest)
-    _sequences_kernel[(triton.cdiv(longest, rows), len(table) * heads)](
+    blocks = triton.cdiv(longest, rows)
+    _sequences_kernel[(blocks * len(table) * heads,)](
         q, k, v, pk, pv, y if gate is None else gate, y, table, *q_strides, *k_strides, *v_strides, *p_strides,
         *gate_strides, *y_strides, 0 if prefix is None else pk.shape[2], streams, width,
         (scale or width**-0.5) * LOG2_E, 1 if gate is None else gate.shape[1] // heads, heads, heads // kv_heads,
-        causal, gate is not None, rows, keys, power(width), num_warps=warps, num_stages=stages,
+        blocks, causal, gate is not None, rows, keys, power(width), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return y
 
