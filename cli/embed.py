@@ -48,7 +48,7 @@ def embed(
     max_tokens: Annotated[int | None, typer.Option(help="Longest input of the model.", show_default=False)] = None,
     dim: Annotated[int | None, typer.Option(help="Keep this many coordinates.", show_default=False)] = None,
     precision: Annotated[str, typer.Option(help="float32, float16, int8 or binary.")] = "float32",
-    quantize: Annotated[str, typer.Option(help="none, or int8: faster on the CPU, a little less exact.")] = "none",
+    quantize: Annotated[str, typer.Option(help="none, or int8: faster on CPUs with int8 units, less exact.")] = "none",
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, 0 for auto.")] = 0,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the output anew.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Drop what is gone.")] = False,

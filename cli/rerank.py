@@ -52,7 +52,7 @@ def rerank(
     explain: Annotated[bool, typer.Option("--explain", help="Also margin, tokens and time of each document.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Longest input, prompt included.", show_default=False)] = None,
     long: Annotated[str, typer.Option(help="Longer documents: truncate, max (best window) or error.")] = "truncate",
-    quantize: Annotated[str, typer.Option(help="none, or int8: faster on the CPU, a little less exact.")] = "none",
+    quantize: Annotated[str, typer.Option(help="none, or int8: faster on CPUs with int8 units, less exact.")] = "none",
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, 0 for auto.")] = 0,
     selftest: Annotated[bool, typer.Option("--selftest", help="Test the model on the published pairs.")] = False,
     keep_going: KeepGoing = False,

@@ -67,6 +67,11 @@ def cpu_bf16_units() -> str | None:
     return next((name for flag, name in names.items() if cpu_has(flag)), None)
 
 
+def cpu_int8_units() -> bool:
+    """Whether the CPU multiplies 8-bit integers itself; else PyTorch's int8 product is slower than float32's."""
+    return any(map(cpu_has, ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")))
+
+
 def pick_dtype(dtype: str, device: str, stored: str) -> Choice:
     """`auto` keeps the stored dtype where the hardware computes in it at full speed, else float32.
 

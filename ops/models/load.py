@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.sidecars import read_json
 from ..errors import QwenchError
 from ..kernels.choose import pick_kernels, use
-from .device import DTYPES, Choice, pick_device, pick_dtype
+from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
 from .hub import Checkpoint
 from .linear import linear_maker, native_maker
 from .st_layout import DECODERS
@@ -83,7 +83,8 @@ def load_encoder(
         return _generic(checkpoint, config, where, dtype, quantize, head, f"{reason} runs on transformers")
     weights = Weights(folder, family.PREFIXES, checkpoint.reader)
     if quantize != "none" and dtype == "auto":
-        numbers = Choice("float32", f"what --quantize {quantize} computes its activations in")
+        units = "has int8 units" if cpu_int8_units() else "has no int8 units, and is faster without --quantize"
+        numbers = Choice("float32", f"what --quantize {quantize} computes its activations in; this CPU {units}")
     else:
         numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
     linear, fast, kept = linear_maker(quantize, where.value), pick_kernels(kernels, where.value), {}
