@@ -5,6 +5,9 @@ On a CUDA device where there is one, else in Triton's interpreter.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +25,24 @@ from .test_kernels import DTYPES, check
 from .test_parscale import streamed
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+#: compiles the kernel for a GPU that need not be there; prints bytes of shared memory, and those that `_tile` counts
+BUILD = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from qwench.ops.kernels.triton_sequences import _sequences_kernel as kernel
+arch, width, stages = map(int, sys.argv[1:])
+constants = {"CAUSAL": True, "GATED": True, "ROWS": 64, "KEYS": 64, "BLOCK": width}
+pointers = {n: "*bf16" for n in ("q", "keys", "values", "pk", "pv", "gate", "y")} | {"table": "*i32", "scale": "fp32"}
+kinds = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernel.arg_names}
+sizes = [a + b for a in "qkvpgy" for b in "bhn"] + ["width", *pointers]
+wide = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in sizes and n != "scale"}
+source = ASTSource(kernel, kinds, constants, wide)
+options = {"num_warps": 4, "num_stages": stages}
+built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+print(built.metadata.shared, (64 + 2 * stages * 64) * width * 2)
+"""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: sequences as (queries, keys before them)
 MIXES = (((1, 0), (3, 40), (70, 5), (1, 66), (33, 31)), ((64, 0), (64, 64)), ((17, 0),))
@@ -100,6 +121,18 @@ def test_nan_stays_nan() -> None:
     table = torch.tensor([[0, 90, 0, 0]], dtype=torch.int32, device=DEVICE)
     bad = sequence_attention(q, k, v, table, 90).isnan().unflatten(1, (2, 16))
     assert bad[50:, 0].all() and not bad[:50].any() and not bad[:, 1].any()
+
+
+@pytest.mark.parametrize(("arch", "width", "stages"), [(80, 128, 2), (89, 64, 3), (90, 128, 3)])
+def test_it_compiles_for_gpus_that_are_not_here(arch: int, width: int, stages: int) -> None:
+    """And needs no more shared memory than what tiles are chosen by."""
+    command = [sys.executable, "-c", BUILD, *map(str, (arch, width, stages))]
+    done = subprocess.run(
+        command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    needed, counted = map(int, done.stdout.split())
+    assert counted / 2 < needed <= counted
 
 
 @pytest.mark.parametrize("causal", [True, False])
