@@ -55,7 +55,7 @@ def bench_model(
         for step in ("prefill", "decode"):
             steps.append(_measured(engine, step, rows, seq))
             yield Advanced("steps", 1, detail=f"{step} batch {rows}")
-    weights = engine.parameters + (0 if engine.head.parameters == engine.words.numel() else engine.head.parameters)
+    weights = engine.parameters + (0 if engine.tied else engine.head.parameters)
     result = {"schema": 1, "model": checkpoint.name, "environment": environment(loaded.device.value)}
     yield Finished(result | {"parameters": weights, "steps": steps})
 

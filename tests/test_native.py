@@ -48,6 +48,18 @@ def test_blocks_are_gguf_s(kind: str, dtype: torch.dtype) -> None:
 
 @built
 @pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
+def test_blocks_of_any_layout_and_of_no_numbers(kind: str) -> None:
+    weight = torch.randn(1024, 1000).t()
+    assert torch.equal(to_blocks(weight, kind), to_blocks(weight.contiguous(), kind))
+    bad = torch.randn(3, 64)
+    bad[0, 0] = bad[1, 40] = float("nan")
+    bad[2, 63] = float("inf")
+    spoilt = values(to_blocks(bad, kind), kind).isnan().unflatten(1, (2, 32)).any(2)
+    assert spoilt.tolist() == [[True, False], [False, True], [False, True]]
+
+
+@built
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 31])
 def test_product_with_blocks_equals_float64(kind: str, rows: int) -> None:
     for inner, outer in ((32, 1), (64, 24), (96, 51), (1024, 97)):

@@ -95,7 +95,8 @@ def to_blocks(weight: Tensor, kind: str) -> Tensor:
     """
     import torch
 
-    matrix = Matrix.of(weight.contiguous())
+    weight = weight.contiguous()  # held until C has read it
+    matrix = Matrix.of(weight)
     out = torch.empty((matrix.n, matrix.k // GROUP * BLOCKS[kind]), dtype=torch.uint8)
     library().qwench_to_blocks(ctypes.addressof(matrix), KINDS[kind], out.data_ptr(), torch.get_num_threads())
     return out

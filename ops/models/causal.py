@@ -56,6 +56,7 @@ class CausalDecoder(DecoderEncoder):
 
     Attributes:
         streams: rows of every token; a slot has as many in the cache, one after the other.
+        tied: the head's weights are those of the words.
     """
 
     streams = 1
@@ -73,9 +74,9 @@ class CausalDecoder(DecoderEncoder):
         import torch
 
         super().__init__(config, weights, dtype, device, linear, kept)
-        tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
+        self.tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
         shape = {"lm_head.weight": tuple(self.words.shape)}
-        self.head = linear(self.words if tied else weights.matrix(shape, kept or dtype, device), None)
+        self.head = linear(self.words if self.tied else weights.matrix(shape, kept or dtype, device), None)
         self.context, self.slots = self.max_positions, slots
         self._lengths = [0] * slots
         self._capacity = 0

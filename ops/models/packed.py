@@ -91,6 +91,9 @@ def attend(
     Returns:
         (T, heads * head_dim), same dtype as q.
     """
+    runs = [run for run in runs if run.length]  # PyTorch's attention ends the process on no tokens beside a prefix
+    if not runs:
+        return q.flatten(1)
     if fast := one_launch(q):
         beside = prefix and tuple(t.transpose(0, 1).unsqueeze(0) for t in prefix)
         longest = max(run.length for run in runs)
@@ -135,8 +138,8 @@ def _table(runs: tuple[Run, ...], device: object) -> Tensor:
     """Of `triton_sequences.sequence_attention`, keys being rows like those of q."""
     import torch
 
-    rows = [(at, run.length, at, 0) for run in runs for at in range(run.start, run.stop, run.length)]
-    return torch.tensor(rows, dtype=torch.int32).to(device)
+    rows = [(run.start + i * run.length, run.length) for run in runs for i in range(run.count)]
+    return torch.tensor([(at, length, at, 0) for at, length in rows], dtype=torch.int32).to(device)
 
 
 def _one_call(q: Tensor) -> bool:

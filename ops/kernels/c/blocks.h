@@ -32,10 +32,12 @@ INLINE uint16_t to_f16(float x) {
 INLINE void to_block8(const float *x, Block8 *block) {
     float most = 0;
     for (int i = 0; i < GROUP; i++) most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
-    float scale = most / 127, inverse = scale ? 1 / scale : 0;
+    float rest = 0; /* NaN where a value is no number, which a scale then tells */
+    for (int i = 0; i < GROUP; i++) rest += x[i] - x[i];
+    float scale = most / 127 + rest, inverse = scale > 0 ? 1 / scale : 0;
     block->scale = to_f16(scale);
     for (int i = 0; i < GROUP; i++) {
-        float code = x[i] * inverse, whole = truncf(code);
+        float code = rest == 0 ? x[i] * inverse : 0, whole = truncf(code);
         block->code[i] = (int8_t)(whole + truncf(2 * (code - whole))); /* halves away from zero */
     }
 }
@@ -46,12 +48,14 @@ INLINE void to_block4(const float *x, Block4 *block) {
         low = x[i] < low ? x[i] : low;
         high = x[i] > high ? x[i] : high;
     }
-    float scale = (high - low) / 15, inverse = scale ? 1 / scale : 0;
+    float rest = 0;
+    for (int i = 0; i < GROUP; i++) rest += x[i] - x[i];
+    float scale = (high - low) / 15 + rest, inverse = scale > 0 ? 1 / scale : 0;
     uint8_t code[GROUP];
     block->scale = to_f16(scale);
     block->offset = to_f16(low);
     for (int i = 0; i < GROUP; i++) {
-        int c = (int)((x[i] - low) * inverse + 0.5f);
+        int c = rest == 0 ? (int)((x[i] - low) * inverse + 0.5f) : 0;
         code[i] = (uint8_t)(c > 15 ? 15 : c);
     }
     for (int i = 0; i < GROUP / 2; i++) block->code[i] = (uint8_t)(code[i] | code[i + GROUP / 2] << 4);
