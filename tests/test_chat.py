@@ -488,9 +488,11 @@ def test_engines_say_why(tmp_path: Path, monkeypatch) -> None:
     gguf, folder = tmp_path / "m.gguf", tmp_path / "m"
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: object())
     pick = llama_cpp.pick_engine
-    assert pick("auto", gguf, "cpu", "none", None).value == "llama.cpp"
-    assert pick("auto", gguf, "cpu", "none", None, None).value == "torch"
-    assert "stored q6_k" in pick("auto", gguf, "cpu", "none", None, "q6_k").reason
+    assert pick("auto", gguf, "cpu", "none", None).value == "torch"
+    slower = pick("auto", gguf, "cpu", "none", None, "it has experts")
+    assert (slower.value, slower.reason) == ("llama.cpp", "it has experts")
+    kept = pick("auto", gguf, "cpu", "none", None, "it has experts", "--dtype bfloat16")
+    assert (kept.value, kept.reason) == ("torch", "--dtype bfloat16 is for it")
     assert pick("auto", gguf, "cuda", "none", None).value == "torch"
     assert pick("auto", gguf, "cpu", "int8", None).value == "torch"
     assert pick("auto", folder, "cpu", "none", None).value == "torch"

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(not native_library.available().value, reason=nat
 
 
 def loaded(file: Path, kernels: str) -> Chatty:
-    found = load_causal(resolve(str(file)), device="cpu", engine="torch", slots=2, kernels=kernels)
+    dtype = "float32" if kernels == "eager" else "auto"
+    found = load_causal(resolve(str(file)), device="cpu", dtype=dtype, engine="torch", slots=2, kernels=kernels)
     choose.use("eager")
     return found
 
@@ -42,7 +43,7 @@ def test_blocks_as_stored(kind: str, dtype: str, tmp_path: Path) -> None:
     file = gguf_of(tmp_path, kind, dtype)
     own = loaded(file, "native")
     kept = " and ".join(sorted({dtype, "q8_0"}))  # words and head are always in q8_0
-    assert own.dtype.reason.startswith(f"{kept} blocks kept as stored")
+    assert own.dtype.reason.startswith(f"{kept} weights kept as stored, float32")
     plain = loaded(file, "eager")
     assert "blocks" not in plain.dtype.reason
     torch.testing.assert_close(decoded(own.engine), decoded(plain.engine), atol=2e-4, rtol=1e-4)
@@ -77,11 +78,36 @@ def test_parts_of_different_kinds_are_widened(tmp_path: Path, monkeypatch: pytes
     mixed_, plain = loaded(file, "native"), loaded(file, "eager")
     kinds = {name: mixed_.engine.layers[0][name].matrix.kind for name in ("qkv", "out", "gate_up", "down")}
     assert kinds["gate_up"] == native_library.KINDS["q4_1"]
-    assert max(kinds["qkv"], kinds["out"], kinds["down"]) < native_library.KINDS["q8_0"]
+    assert kinds["qkv"] == kinds["down"] == native_library.KINDS["float32"]
+    assert kinds["out"] == native_library.KINDS["float16"]
+    told = "float16 and q4_1 and q8_0 weights kept as stored, q4_1 and q5_1 and q8_0 weights widened to float32, "
+    assert mixed_.dtype.reason == told + "float32 arithmetic in the C kernels"
     torch.testing.assert_close(decoded(mixed_.engine), decoded(plain.engine), atol=2e-4, rtol=1e-4)
+
+
+def test_formats_beside_each_other_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head in bfloat16 does not make bfloat16 of what is float16 or float32."""
+    kind_of = gguf_plan._kind
+
+    def mixed(name: str, *rest: object) -> str:
+        own = {"token_embd": "bfloat16", "output": "bfloat16"}.get(name.split(".")[0])
+        return own or ("float16" if "ffn_" in name else kind_of(name, *rest))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gguf_plan, "_kind", mixed)
+    file = gguf_of(tmp_path, "llama", "float32")
+    own, plain = loaded(file, "native"), loaded(file, "eager")
+    assert own.dtype.reason.startswith("bfloat16 and float16 and float32 weights kept as stored, float32")
+    torch.testing.assert_close(decoded(own.engine), decoded(plain.engine), atol=1e-4, rtol=1e-4)
+
+
+def test_rows_that_are_no_whole_blocks_are_said(tmp_path: Path) -> None:
+    folder = byte_decoder(tmp_path / "m", hidden_size=64, intermediate_size=100)
+    found = load_causal(resolve(str(folder)), device="cpu", quantize="int8", kernels="native")
+    choose.use("eager")
+    assert found.dtype.reason.endswith("; 2 matrices are not packed, their rows being no whole blocks of 32")
 
 
 def test_packaged_model(smollm2: Path) -> None:  # noqa: F811
     own, plain = loaded(smollm2, "native"), loaded(smollm2, "eager")
-    assert own.dtype.reason == "q4_1 and q8_0 blocks kept as stored, float32 arithmetic in the C kernels"
+    assert own.dtype.reason == "q4_1 and q8_0 weights kept as stored, float32 arithmetic in the C kernels"
     torch.testing.assert_close(decoded(own.engine), decoded(plain.engine), atol=2e-3, rtol=1e-3)

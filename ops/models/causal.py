@@ -69,14 +69,13 @@ class CausalDecoder(DecoderEncoder):
         device: str = "cpu",
         linear: Maker = Linear,
         slots: int = 1,
-        kept: dtype | None = None,
     ) -> None:
         import torch
 
-        super().__init__(config, weights, dtype, device, linear, kept)
+        super().__init__(config, weights, dtype, device, linear)
         self.tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
         shape = {"lm_head.weight": tuple(self.words.shape)}
-        self.head = linear(self.words if self.tied else weights.matrix(shape, kept or dtype, device), None)
+        self.head = linear(self.words if self.tied else weights.matrix(shape, dtype, device), None)
         self.context, self.slots = self.max_positions, slots
         self._lengths = [0] * slots
         self._capacity = 0

@@ -68,7 +68,6 @@ class DecoderEncoder:
         dtype: dtype,
         device: str = "cpu",
         linear: Maker = Linear,
-        kept: dtype | None = None,
     ) -> None:
         import torch
 
@@ -79,7 +78,6 @@ class DecoderEncoder:
         self.eps: float = config.get("rms_norm_eps", 1e-6)
         self.max_positions: int = config["max_position_embeddings"]
         self.device, self.dtype = device, dtype
-        kept = kept or dtype
         h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
         kind = config["model_type"]
         qk_norm = kind in ("qwen3", "qwen3_moe", STOCK)
@@ -95,7 +93,7 @@ class DecoderEncoder:
             return take(name, size) + 1 if kind == STOCK else take(name, size)
 
         def matrix(parts: dict[str, tuple[int, ...]]) -> Tensor | Blocks:
-            return weights.matrix(parts, kept, device)
+            return weights.matrix(parts, dtype, device)
 
         def projection(at: str) -> Tensor | Blocks:
             """Queries, keys, values, and the gates below them."""
@@ -130,7 +128,7 @@ class DecoderEncoder:
                 }
             )
             if kind == "qwen3_moe" and sparse(config, i):
-                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear, kept)
+                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear)
             else:
                 self.layers[-1] |= {
                     "gate_up": linear(matrix({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),

@@ -23,7 +23,7 @@ _callbacks: list[Any] = []
 
 
 def pick_engine(
-    engine: str, path: Path, device: str, quantize: str, runs: str | None, widened: str | None = "blocks"
+    engine: str, path: Path, device: str, quantize: str, runs: str | None, slower: str | None = None, asked: str = ""
 ) -> Choice:
     """torch or llama.cpp.
 
@@ -31,8 +31,8 @@ def pick_engine(
         path: of the checkpoint.
         device: as from `pick_device`.
         runs: None when the torch engine can run the checkpoint, else the reason why not.
-        widened: what the torch engine would have to widen, None when it computes from all weights as stored, which was
-            measured to be faster than llama.cpp (docs/benchmarks.md).
+        slower: why llama.cpp is the faster one, None where it is not (docs/benchmarks.md).
+        asked: flags that only the torch engine heeds.
 
     Raises:
         QwenchError: an unknown engine; llama.cpp for what it cannot read, or where it is not installed.
@@ -62,9 +62,11 @@ def pick_engine(
         return Choice("torch", f"the device is `{device}`")
     if runs is not None:
         return Choice("llama.cpp", f"torch cannot run {runs}")
-    if widened is None:
+    if asked:
+        return Choice("torch", f"{asked} is for it")
+    if slower is None:
         return Choice("torch", "its C kernels compute from the weights as stored")
-    return Choice("llama.cpp", f"computes from the stored {widened}, which the torch engine would widen")
+    return Choice("llama.cpp", slower)
 
 
 class LlamaCpp:

@@ -87,18 +87,17 @@ def load_encoder(
         numbers = Choice("float32", f"what --quantize {quantize} computes its activations in; this CPU {units}")
     else:
         numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
-    linear, fast, kept = linear_maker(quantize, where.value), pick_kernels(kernels, where.value), {}
+    linear, fast = linear_maker(quantize, where.value), pick_kernels(kernels, where.value)
     if quantize == "none" and (found := native_maker(fast.value, numbers.value)):
         linear = found
-        if kind != "bert" and weights.stored_dtype in DTYPES:
-            # The product widens in registers: exact, at half the memory.
-            kept = {"kept": getattr(torch, weights.stored_dtype)}
+        # The product widens in registers: exact, at half the memory.
+        weights.as_stored = frozenset(DTYPES)
     use(fast.value)
     taken = None
     try:
         if head is not None:
             taken = head(weights, config, getattr(torch, numbers.value), where.value)
-        encoder = Encoder(config, weights, getattr(torch, numbers.value), where.value, linear, **kept)
+        encoder = Encoder(config, weights, getattr(torch, numbers.value), where.value, linear)
     except KeyError as error:
         raise QwenchError(f"config.json lacks {error}: `{folder}`", "download or copy the model again") from error
     weights.close(family.UNUSED)

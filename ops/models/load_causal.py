@@ -87,8 +87,10 @@ def load_causal(
     where = pick_device(device)
     # With llama.cpp the C kernels need not be built.
     fast = Choice("eager", "") if engine == "llama.cpp" else pick_kernels(kernels, where.value)
-    widened = _widened(source, fast.value == "native" and dtype in ("auto", "float32"))
-    runner = pick_engine(engine, checkpoint.path, where.value, quantize, reason, widened)
+    asked = [f"--{name} {value}" for name, value in (("kernels", kernels), ("dtype", dtype)) if value != "auto"]
+    runner = pick_engine(
+        engine, checkpoint.path, where.value, quantize, reason, _slower(source, config, fast.value), " ".join(asked)
+    )
     long = stretched(config, context) if context > config["max_position_embeddings"] else None
     tokenizer, files = texts_of(source)
     running: Engine
@@ -107,12 +109,18 @@ def load_causal(
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast)
 
 
-def _widened(source: Source, native: bool) -> str | None:
-    """The formats of matrices that the torch engine cannot compute from, None when it can from all; for .gguf files."""
+def _slower(source: Source, config: dict[str, Any], kernels: str) -> str | None:
+    """Why llama.cpp runs a .gguf file faster than the torch engine, None where that one is faster."""
     if not isinstance(source.reader, GgufReader):
         return None
+    if kernels != "native":
+        return "the torch engine has no C kernels here"
+    if config.get("model_type") == "qwen3_moe":
+        return "the torch engine runs experts one by one"
     kinds = {source.reader.stored[name] for name, info in source.reader.infos.items() if len(info.shape) > 1}
-    return " and ".join(sorted(kinds - AS_STORED if native else kinds)) or None
+    if widened := " and ".join(sorted(kinds - AS_STORED)):
+        return f"computes from the stored {widened}, which the torch engine would widen"
+    return None
 
 
 def unknown(config: dict[str, Any]) -> str | None:
@@ -142,31 +150,32 @@ def load_decoder(
     """
     import torch
 
-    native, kept = kernels == "native" and dtype in ("auto", "float32"), None
-    weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader, blocks=native and quantize == "none")
+    native = kernels == "native" and dtype in ("auto", "float32")
+    weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader)
     config = choose_streams(checkpoint.path, config, weights, streams)
-    stored = weights.stored_dtype
     linear = weight_only(quantize, device, native)
-    if native and stored in DTYPES:
-        # The product widens in registers, so that narrow weights are exact and cost half the bytes.
-        numbers = Choice("float32", f"{stored} weights kept as stored, float32 arithmetic in the C kernels")
-        kept = getattr(torch, stored)
-    else:
-        numbers = pick_dtype(dtype, device, stored)
+    numbers = pick_dtype("float32" if native else dtype, device, weights.stored_dtype)
+    if native:
+        # The product widens in registers, so that narrow weights are exact and cost less to read.
+        weights.as_stored = frozenset(AS_STORED if quantize == "none" else DTYPES)
     if quantize != "none" and dtype == "auto":
         numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
     linear = (quantize == "none" and native_maker(kernels, numbers.value)) or linear
     use(kernels)
     try:
         kind = ParallelDecoder if config.get("parscale_n", 1) > 1 else CausalDecoder
-        engine = kind(config, weights, getattr(torch, numbers.value), device, linear, slots, kept)
+        engine = kind(config, weights, getattr(torch, numbers.value), device, linear, slots)
     except KeyError as error:
         raise QwenchError(f"the config lacks {error}: `{checkpoint.path}`", "download or copy it again") from error
     weights.close(decoder.UNUSED)
-    if weights.kept:
-        kinds = " and ".join(sorted(weights.kept))
-        numbers = Choice("float32", f"{kinds} blocks kept as stored, float32 arithmetic in the C kernels")
-    return engine, numbers
+    reason = numbers.reason
+    if native and quantize == "none":
+        parts = {"kept as stored": weights.kept, "widened to float32": weights.widened}
+        told = [f"{' and '.join(sorted(kinds))} weights {what}" for what, kinds in parts.items() if kinds]
+        reason = ", ".join([*told, "float32 arithmetic in the C kernels"])
+    if left := getattr(linear, "left", 0):
+        reason += f"; {left} matrices are not packed, their rows being no whole blocks of 32"
+    return engine, Choice(numbers.value, reason)
 
 
 def texts_of(source: Source) -> tuple[TextTokenizer, dict[str, bytes]]:

@@ -32,7 +32,6 @@ class Experts:
         dtype: dtype,
         device: str,
         linear: Maker,
-        kept: dtype,
     ) -> None:
         h, ff, count = config["hidden_size"], config["moe_intermediate_size"], experts_of(config)
         self.top: int = config["num_experts_per_tok"]
@@ -42,7 +41,7 @@ class Experts:
         for i in range(count):
             parts = {f"{at}experts.{i}.{n}_proj.weight": (ff, h) for n in ("gate", "up")}
             down = {f"{at}experts.{i}.down_proj.weight": (h, ff)}
-            self.experts.append(tuple(linear(weights.matrix(p, kept, device), None) for p in (parts, down)))
+            self.experts.append(tuple(linear(weights.matrix(p, dtype, device), None) for p in (parts, down)))
         self.parameters = self.router.numel() + sum(a.parameters + b.parameters for a, b in self.experts)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -90,21 +90,23 @@ class ParallelDecoder(CausalDecoder):
         device: str = "cpu",
         linear: Maker = Linear,
         slots: int = 1,
-        kept: dtype | None = None,
     ) -> None:
-        super().__init__(config, weights, dtype, device, linear, slots, kept)
+        super().__init__(config, weights, dtype, device, linear, slots)
         adapter: dict[str, Tensor] = config.get("adapter", {})
         self.streams: int = config["parscale_n"]
         self.smooth: float = config["parscale_attn_smooth"]
         p, h = self.streams, self.hidden_size
 
         def take(name: str, *shape: int) -> Tensor:
-            kind = kept or dtype if name.endswith("layer.0.weight") else dtype
+            large = name.endswith("layer.0.weight")
             if not adapter:
-                return weights.take(name, kind, shape, device)
+                return (
+                    weights.matrix({name: shape}, dtype, device) if large else weights.take(name, dtype, shape, device)
+                )
             if name not in adapter or tuple(adapter[name].shape) != shape:
                 raise QwenchError(f"the adapter does not fit the model: `{name}`", "use the adapters of this model")
-            return adapter[name].to(device, kind)
+            kept = large and str(adapter[name].dtype)[6:] in weights.as_stored
+            return adapter[name].to(device, adapter[name].dtype if kept else dtype)
 
         shape = (p, self.kv_heads, config["parscale_n_tokens"], self.head_dim)
         self.prefixes = [

@@ -6,7 +6,6 @@ for few rows; for many rows (a prompt) the weight is unpacked once per call, whi
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import QwenchError
@@ -122,7 +121,7 @@ def weight_only(quantize: str, device: str, native: bool = False) -> Maker:
             f"--quantize {quantize} has kernels for the CPU only, and the device is `{device}`", "add --device cpu"
         )
     if native:
-        return partial(_blocks, KINDS[quantize])
+        return BlockMaker(KINDS[quantize])
     if quantize == "int8":
         return Int8Weight
 
@@ -133,8 +132,19 @@ def weight_only(quantize: str, device: str, native: bool = False) -> Maker:
     return int4
 
 
-def _blocks(kind: str, weight: Tensor, bias: Tensor | None) -> NativeLinear:
-    rows, columns = weight.shape
-    if columns % GROUP:
-        return NativeLinear(weight, bias)
-    return BlockLinear(to_blocks(weight, kind), kind, (rows, columns), bias)
+class BlockMaker:
+    """Weights into blocks of a kind.
+
+    Attributes:
+        left: how many stayed as they are, their rows being no whole blocks.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.left = kind, 0
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> NativeLinear:
+        rows, columns = weight.shape
+        if columns % GROUP:
+            self.left += 1
+            return NativeLinear(weight, bias)
+        return BlockLinear(to_blocks(weight, self.kind), self.kind, (rows, columns), bias)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint.gguf_blocks import Blocks
-from ..checkpoint.gguf_reader import GgufReader
+from ..checkpoint.gguf_reader import IN_BLOCKS, GgufReader
 from ..checkpoint.reader import Reader, Source
 from ..errors import QwenchError
 
@@ -24,20 +24,22 @@ class Weights:
         folder: the checkpoint folder.
         prefixes: name prefixes to strip (`model.`, `bert.`): the first that fits some tensor is used for those.
         reader: tensors to take in place of the folder's.
-        blocks: `matrix` gives those of GGUF as they are stored.
 
     Attributes:
-        kept: kinds of blocks that it gave so.
+        as_stored: formats that `matrix` leaves as they are stored, where all parts have one; the others become float32.
+            Empty: all get the dtype that is asked for.
+        kept: formats of matrices that were left as they are.
+        widened: and of those that were not.
 
     Raises:
         QwenchError: see Source.
     """
 
-    def __init__(
-        self, folder: Path, prefixes: Iterable[str] = (), reader: Reader | None = None, blocks: bool = False
-    ) -> None:
-        self.folder, self._blocks = folder, blocks
+    def __init__(self, folder: Path, prefixes: Iterable[str] = (), reader: Reader | None = None) -> None:
+        self.folder = folder
+        self.as_stored: frozenset[str] = frozenset()
         self.kept: set[str] = set()
+        self.widened: set[str] = set()
         self._reader = reader or Source(folder).reader
         self._names: dict[str, str] = {}
         prefixes = tuple(prefixes)
@@ -101,8 +103,16 @@ class Weights:
 
     def matrix(self, parts: dict[str, tuple[int, ...]], dtype: dtype, device: str = "cpu") -> Tensor | Blocks:
         """Like `take` or `joined`, for what is only ever multiplied with or looked up in."""
-        if (found := self._in_blocks(parts)) is not None:
-            return found
+        import torch
+
+        if self.as_stored and parts.keys() <= self._names.keys():
+            formats = {self._format(name) for name in parts}
+            if formats <= self.as_stored and (found := self._in_blocks(parts)) is not None:
+                self.kept |= formats
+                return found
+            alone = len(formats) == 1 and formats <= self.as_stored - set(IN_BLOCKS)
+            dtype = getattr(torch, *formats) if alone else torch.float32
+            (self.kept if alone else self.widened).update(formats)
         if len(parts) > 1:
             return self.joined(parts, dtype, device)
         ((name, shape),) = parts.items()
@@ -112,18 +122,21 @@ class Weights:
         """All parts as they are stored, or None where that is not in blocks of one kind."""
         import torch
 
-        if not self._blocks or not isinstance(self._reader, GgufReader) or not parts.keys() <= self._names.keys():
+        if not isinstance(self._reader, GgufReader):
             return None
         found = [self._reader.blocks(self._names[name]) for name in parts]
         if len({block and block.kind for block in found}) > 1 or found[0] is None:
             return None
         for (name, shape), block in zip(parts.items(), found, strict=True):
             self._fits(name, block.shape, shape)
-        self.kept.update(self._reader.stored[self._names[name]] for name in parts)
         data = torch.cat([block.data for block in found])
         for name in parts:
             self._reader.release(self._names.pop(name))
         return Blocks(data, found[0].kind, (len(data), found[0].shape[1]))
+
+    def _format(self, name: str) -> str:
+        full = self._names[name]
+        return self._reader.stored[full] if isinstance(self._reader, GgufReader) else self._reader.infos[full].dtype
 
     def height(self, name: str) -> int:
         """Rows of a matrix; 0 when it is not there."""
