@@ -13,7 +13,7 @@ from .checkpoint.writer import check_room, write_sides, write_tensors
 from .errors import QwenchError
 from .events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .models.device import pick_threads
-from .models.silence import silence_transformers
+from .models.pretrained import silence_transformers
 from .recycle_options import RecycleOptions, rank, tokens_of
 from .recycle_report import estimate, result_of
 from .recycle_work import Work

@@ -17,7 +17,7 @@ from .checkpoint.writer import write_sides, write_tensors
 from .convert_plan import ConvertOptions, plan_conversion
 from .errors import QwenchError
 from .models.device import pick_threads
-from .models.silence import silence_transformers
+from .models.pretrained import pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +44,7 @@ def stock_model(source: Source, near: Path) -> Iterator[Any]:
         QwenchError: transformers has no causal language model for it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    silence_transformers()
     with tempfile.TemporaryDirectory(dir=near, prefix=".qwench-") as folder:
         path = source.folder
         fork = is_fork(source)
@@ -54,7 +52,7 @@ def stock_model(source: Source, near: Path) -> Iterator[Any]:
             path = Path(folder) / "stock"
             _rewritten(source, path, "stock" if fork else None)
         try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+            model = pretrained("AutoModelForCausalLM", path, dtype=torch.float32, attn_implementation="eager")
         except (ValueError, OSError, KeyError) as error:
             raise QwenchError(
                 f"transformers cannot load it as a language model ({str(error).splitlines()[0][:120]}): `{source.path}`"

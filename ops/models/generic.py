@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import QwenchError
-from .silence import silence_transformers
+from .pretrained import pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -65,13 +65,8 @@ def _padded(ids: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 def _pretrained(auto: str, folder: Path, dtype: dtype, may_lack: str | None = None) -> tuple[Any, list[str]]:
     """(model, names of weights it has no use for), by a transformers auto class."""
-    import transformers
-
-    silence_transformers()
     try:
-        model, info = getattr(transformers, auto).from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, use_safetensors=True
-        )
+        model, info = pretrained(auto, folder, dtype=dtype, output_loading_info=True, use_safetensors=True)
     except (ValueError, OSError, RuntimeError) as error:
         line = str(error).strip().splitlines()[0][:200]
         raise QwenchError(f"transformers cannot load the model ({line}): `{folder}`") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import QwenchError
+from .pretrained import pretrained
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -109,9 +110,7 @@ class TextTokenizer:
 def _slow(folder: Path) -> Tokenizer:
     if not any((folder / n).exists() for n in ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")):
         raise QwenchError(f"the model folder has no tokenizer: `{folder}`", "copy tokenizer.json beside config.json")
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = pretrained("AutoTokenizer", folder)
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise QwenchError(f"the tokenizer has no fast form: `{folder}`", "convert it to tokenizer.json")
     return tokenizer.backend_tokenizer

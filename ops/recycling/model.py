@@ -67,7 +67,7 @@ def equals_base(model: nn.Module, config: dict[str, Any], ids: Tensor) -> bool:
     own = AutoConfig.for_model(**{k: v for k, v in config.items() if k not in _OLD[1:]})
     # The tensors are shared, so that a second model costs no memory.
     with torch.device("meta"):
-        stock = AutoModelForCausalLM.from_config(own)
+        stock = AutoModelForCausalLM.from_config(own, trust_remote_code=False)
     stock.load_state_dict(model.state_dict(), assign=True, strict=True)
     stock.tie_weights()
     for mine, theirs in zip(model.modules(), stock.modules(), strict=True):
