@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import out
+from . import out, screen
 from .errors import ExitCode
 from .options import Device, Dtype, Json, Kernels, Model, Offline, Quiet, Revision, Threads, Verbose
 
@@ -199,21 +199,17 @@ class _Show:
         if self.streams.json:
             self.streams.document(result | {"choices": self.streams.choices, "warnings": self.streams.warnings})
             return
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        self.streams.talk(out.paint(_footer(result), "dim"))
+        self.streams.piece("\n")
+        self.streams.talk(screen.paint(_footer(result), "dim"))
 
     def _piece(self, row: dict[str, Any]) -> None:
         if row["kind"] == "thinking":
             if self.thinking:
-                sys.stderr.write(out.paint(row["text"], "dim"))
-                sys.stderr.flush()
+                self.streams.thought(row["text"], "dim")
         else:
             if self.kind == "thinking" and self.thinking:
-                sys.stderr.write("\n\n")
-                sys.stderr.flush()
-            sys.stdout.write(row["text"])
-            sys.stdout.flush()
+                self.streams.thought("\n\n")
+            self.streams.piece(row["text"])
         self.kind = row["kind"]
 
 
@@ -244,7 +240,7 @@ def _session(streams: out.Out, session: Any, show: _Show, transcript: Path | Non
             while line.endswith("\\"):
                 line = line[:-1] + "\n" + input("... ")
         except EOFError:
-            sys.stderr.write("\n")
+            streams.thought("\n")
             return
         if not line.strip():
             continue

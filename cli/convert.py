@@ -6,6 +6,7 @@ import typer
 
 from .options import Checkpoint, DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
 from .out import clock, size, start
+from .screen import one_line
 
 EPILOG = """\b
 examples:
@@ -107,6 +108,7 @@ def _planned(plan: dict[str, Any]) -> str:
     lines += [f"{name}  left out" for name in plan["left_out"]]
     lines += [f"note: {note}" for note in plan["notes"]]
     count = f"{plan['shards']} files" if plan["shards"] > 1 else "1 file"
+    lines = [one_line(line) for line in lines]
     return "\n".join([*lines, f"{size(plan['bytes'])} in {count}; free: {size(plan['free'])}"])
 
 
@@ -130,7 +132,7 @@ def _done(result: dict[str, Any]) -> str:
         )
         line += f"KL {logits['kl']:.2g} nats, same first choice {logits['same_top']:.0%}"
     for dropped in result["dropped"]:
-        line += f"\ndropped `{dropped['name']}`: {dropped['reason']}"
+        line += "\n" + one_line(f"dropped `{dropped['name']}`: {dropped['reason']}")
     if result["left_out"]:
         line += "\nleft out: " + ", ".join(f"`{n}`" for n in result["left_out"])
     if losses := result["losses"]:

@@ -7,6 +7,7 @@ import typer
 from .errors import ExitCode
 from .options import Checkpoint, Json, Offline, Quiet, Verbose
 from .out import start
+from .screen import one_line
 
 EPILOG = """\b
 examples:
@@ -46,8 +47,8 @@ def diff(
 
 def _line(row: dict[str, Any]) -> str:
     if row["kind"] in ("only_a", "only_b"):
-        return f"{'-' if row['kind'] == 'only_a' else '+'} {row['name']}"
+        return f"{'-' if row['kind'] == 'only_a' else '+'} {one_line(row['name'])}"
     change = f"{row['a']} -> {row['b']}" if row["a"] != row["b"] else str(row["a"])
     if row["kind"] == "values":
         change += f"  largest difference {row['largest']:.3g}, relative {row['relative']:.3g}"
-    return f"~ {row['name']}  {change}"
+    return f"~ {one_line(row['name'])}  {change}"

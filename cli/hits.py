@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import out
+from . import out, screen
 
 #: lines of a passage shown around its best sentence
 LINES = 8
@@ -13,7 +13,7 @@ def show(streams: out.Out, hit: dict[str, Any], files_only: bool, seen: set[str]
     if files_only:
         if hit["path"] not in seen:
             seen.add(hit["path"])
-            streams.data(hit["path"])
+            streams.raw(hit["path"])
     elif streams.json:
         streams.document({"schema": 1} | hit)
     else:
@@ -26,7 +26,7 @@ def _text(hit: dict[str, Any]) -> str:
     place = f"{hit['path']}:{hit['start_line']}"
     if hit["row"] is not None:
         place = f"{hit['path']}#{hit['row_id'] if hit['row_id'] is not None else hit['row']}"
-    head = f"{out.paint(place, 'cyan', sys.stdout)}  {hit['score']:.3f}"
+    head = f"{screen.paint(screen.one_line(place), 'cyan', sys.stdout)}  {hit['score']:.3f}"
     return head + "\n" + "\n".join("  " + line for line in _passage(hit)) + "\n"
 
 
@@ -37,11 +37,11 @@ def _passage(hit: dict[str, Any]) -> list[str]:
     text, start, stop = hit["text"], hit.get("best_start"), hit.get("best_end")
     if start is None:
         return _around(text.splitlines(), 0)
-    marked = out.paint(text[start:stop], "bold", sys.stdout)
+    marked = screen.paint(text[start:stop], "bold", sys.stdout)
     if marked == text[start:stop]:
         marked = f"»{marked}«"
     elif "\n" in marked:
-        marked = "\n".join(out.paint(line, "bold", sys.stdout) for line in text[start:stop].split("\n"))
+        marked = "\n".join(screen.paint(line, "bold", sys.stdout) for line in text[start:stop].split("\n"))
     lines = (text[:start] + marked + text[stop:]).splitlines()
     return _around(lines, text[:start].count("\n"))
 

@@ -6,6 +6,7 @@ import typer
 
 from .options import Checkpoint, Json, Offline, Quiet, Revision, Verbose
 from .out import size, start
+from .screen import one_line
 
 EPILOG = """\b
 examples:
@@ -55,4 +56,4 @@ def _text(r: dict[str, Any]) -> str:
     lines += [f"left out    {name}" for name in r["left_out"]]
     lines += [f"problem     {text}" for text in r["problems"]]
     lines += [f"{t['name']}  {t['shape']}  {t['dtype']}  {t['file']}" for t in r.get("tensor_list", [])]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))

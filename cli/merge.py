@@ -9,6 +9,7 @@ from ..ops.errors import QwenchError
 from .errors import ExitCode
 from .options import DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
 from .out import Out, clock, size, start
+from .screen import one_line
 
 EPILOG = """\b
 examples:
@@ -147,6 +148,7 @@ def _planned(plan: dict[str, Any]) -> str:
     lines += [f"{name}  side file" for name in plan["side_files"]]
     lines += [f"note: {note}" for note in plan["notes"]]
     count = f"{plan['shards']} files" if plan["shards"] > 1 else "1 file"
+    lines = [one_line(line) for line in lines]
     return "\n".join([*lines, f"{size(plan['bytes'])} in {count}; free: {size(plan['free'])}"])
 
 
@@ -157,6 +159,6 @@ def _done(result: dict[str, Any]) -> str:
     if result["least_cosine"] is not None:
         line += f"; least cosine to the first model {result['least_cosine']:.4f}"
     if dropped := result["dropped"]:
-        line += "".join(f"\ndropped `{d['name']}`: {d['reason']}" for d in dropped[:10])
+        line += "".join("\n" + one_line(f"dropped `{d['name']}`: {d['reason']}") for d in dropped[:10])
         line += f"\nand {len(dropped) - 10} more dropped; --json names them" if len(dropped) > 10 else ""
     return line

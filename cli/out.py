@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..ops.events import Advanced, Chose, Events, Finished, Produced, Started, Warned
+from .screen import json_safe, one_line, paint, visible
 
 #: a bar is for work longer than this, in seconds
 PATIENCE = 1.0
@@ -34,12 +35,34 @@ class Out:
                 stream.reconfigure(errors="backslashreplace")
 
     def data(self, text: str) -> None:
-        """A line of the answer."""
-        sys.stdout.write(text + "\n")
+        """A line of the answer, for a reader."""
+        self._data(visible(text) + "\n")
+
+    def raw(self, text: str) -> None:
+        """Somebody else's line as the answer: to the byte for a file or a pipe, escaped on a terminal."""
+        self._data((visible(text) if sys.stdout.isatty() else text) + "\n")
+
+    def piece(self, text: str) -> None:
+        """Part of a line of the answer, seen at once; to the byte as `raw`."""
+        self.close()
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+
+    def thought(self, text: str, color: str | None = None) -> None:
+        """Part of a line of talk, seen at once."""
+        self.close()
+        sys.stderr.write(visible(paint(text, color) if color else text))
+        sys.stderr.flush()
 
     def document(self, value: Any) -> None:
         """The answer as JSON, on one line."""
-        self.data(json_.dumps(value, ensure_ascii=False))
+        self._data(json_safe(json_.dumps(value, ensure_ascii=False)) + "\n")
+
+    def _data(self, text: str) -> None:
+        if self._bar and self._bar.drawn and _one_terminal():
+            self._bar.above(text)
+        else:
+            sys.stdout.write(text)
 
     def talk(self, text: str) -> None:
         """A line for the person at the terminal."""
@@ -54,17 +77,19 @@ class Out:
     def error(self, message: str, hint: str | None, code: int) -> None:
         """Why the command failed."""
         if self.json:
-            sys.stderr.write(json_.dumps({"error": message, "hint": hint, "code": code}, ensure_ascii=False) + "\n")
+            told = {"error": message, "hint": hint, "code": code}
+            sys.stderr.write(json_safe(json_.dumps(told, ensure_ascii=False)) + "\n")
             return
-        self._say(f"{paint('error:', 'red')} {message}")
+        self._say(f"{paint('error:', 'red')} {one_line(message)}")
         if hint:
             self._say(f"\nhint: {hint}")
 
     def _say(self, text: str) -> None:
+        line = visible(text) + "\n"
         if self._bar:
-            self._bar.say(text)
+            self._bar.above(line)
         else:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(line)
 
     def run(self, events: Events, show: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
         """Follow an op to its end: progress, warnings, produced rows; returns its result."""
@@ -126,7 +151,7 @@ class _Bar:
             self._draw()
         elif not self.live and now - self.beat > HEARTBEAT:
             self.beat = now
-            sys.stderr.write(self._line() + "\n")
+            sys.stderr.write(visible(self._line()) + "\n")
 
     def _line(self) -> str:
         spent = time.monotonic() - self.started
@@ -141,22 +166,43 @@ class _Bar:
 
         if self._rich is None:
             count = progress.DownloadColumn() if self.unit == "B" else progress.MofNCompleteColumn()
-            columns = ["{task.description}", progress.BarColumn(), count, "{task.fields[detail]}"]
+            stage, detail = (
+                progress.TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[detail]}")
+            )
             left = progress.TimeRemainingColumn(elapsed_when_finished=True)
-            self._rich = progress.Progress(*columns, left, console=Console(stderr=True), transient=True)
-            self._task = self._rich.add_task(self.stage, total=self.total, detail=self.detail)
+            # Rich would put a writer to the terminal in the place of sys.stdout, which may be a file or a pipe.
+            self._rich = progress.Progress(
+                *(stage, progress.BarColumn(), count, detail, left),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._task = self._rich.add_task(self.stage, total=self.total, detail=one_line(self.detail))
             self._rich.start()
-        self._rich.update(self._task, completed=self.done, total=self.total, detail=self.detail)
+        self._rich.update(self._task, completed=self.done, total=self.total, detail=one_line(self.detail))
 
-    def say(self, text: str) -> None:
+    @property
+    def drawn(self) -> bool:
+        """Whether it is on the screen."""
+        return self._rich is not None
+
+    def above(self, text: str) -> None:
+        """Write whole lines to the terminal, above the bar."""
         if self._rich:
-            self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._rich.console.print(text, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
-            sys.stderr.write(text + "\n")
+            sys.stderr.write(text)
 
     def close(self) -> None:
         if self._rich:
             self._rich.stop()
+
+
+def _one_terminal() -> bool:
+    """Whether both streams are the same terminal, so that a bar is in the way of data."""
+    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+        return False
+    return os.fstat(sys.stdout.fileno()).st_rdev == os.fstat(sys.stderr.fileno()).st_rdev
 
 
 def clock(seconds: float) -> str:
@@ -178,16 +224,6 @@ def size(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-COLORS = {"red": "31", "green": "32", "cyan": "36", "bold": "1", "dim": "2"}
-
-
-def paint(text: str, color: str, stream: Any = None) -> str:
-    """`text` in a colour where the stream is a terminal that wants one (NO_COLOR, FORCE_COLOR, TERM=dumb)."""
-    stream = stream or sys.stderr
-    wanted = (stream.isatty() and os.environ.get("TERM") != "dumb") or bool(os.environ.get("FORCE_COLOR"))
-    return f"\x1b[{COLORS[color]}m{text}\x1b[0m" if wanted and not os.environ.get("NO_COLOR") else text
 
 
 #: the streams of the running command; a command replaces them when its flags are known

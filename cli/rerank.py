@@ -129,7 +129,7 @@ def rerank(
     many = queries is not None
     show = {
         "json": lambda row: streams.document(_object(row, many, explain)),
-        "trec": lambda row: streams.data(_trec(row)),
+        "trec": lambda row: streams.raw(_trec(row)),
         "text": lambda row: _text(streams, row, many, scores, explain),
     }["json" if json and format == "text" else format]
     result = streams.run(op.rerank(options, sys.stdin.buffer), show)
@@ -170,7 +170,7 @@ def _text(streams: out.Out, row: dict[str, Any], many: bool, scores: bool, expla
     if row["kind"] == "passage" and not columns:
         hits.show(streams, {"row": None, "score": row["score"], **row["record"]}, False, set())
     else:
-        streams.data("\t".join([*columns, row["label"]]))
+        streams.raw("\t".join([*columns, row["label"]]))
 
 
 def _done(result: dict[str, Any]) -> str:
