@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from embed import make_qwen3
-from qwench.ops.errors import QwenchError
+from qwench.ops.base.errors import QwenchError
 from qwench.ops.models.hub import resolve
 
 SHAPE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}

@@ -36,11 +36,11 @@ def run_ours(
     model: str, batch: int, engine: str, quantize: str, dtype: str, kernels: str = "auto"
 ) -> tuple[float, float]:
     """(seconds of the prefill, seconds of the decode)."""
-    from qwench.ops.models.generate import Generator, Request, Turn
     from qwench.ops.models.hub import resolve
-    from qwench.ops.models.load_causal import load_causal
-    from qwench.ops.models.sampling import Sampling
-    from qwench.ops.models.thinking import Think
+    from qwench.ops.writing.generate import Generator, Request, Turn
+    from qwench.ops.writing.load import load_causal
+    from qwench.ops.writing.sampling import Sampling
+    from qwench.ops.writing.thinking import Think
 
     loaded = load_causal(
         resolve(model),
@@ -87,7 +87,7 @@ def run_transformers(model: str, batch: int, dtype: str) -> tuple[float, float]:
 
 
 def run_llama(model: str, batch: int) -> tuple[float, float]:
-    from qwench.ops.models.llama_cpp import LlamaCpp
+    from qwench.ops.writing.llama_cpp import LlamaCpp
 
     engine = LlamaCpp(Path(model), 2048, batch, threads())
     lib, ctx = engine._lib, engine._ctx

@@ -75,8 +75,8 @@ def dtype_on(device: str) -> str:
 
 
 def run_ours(model: str, chunks: list[str], batch: int, device: str, **options: str) -> tuple[object, float]:
-    from qwench.ops.models.embedder import Embedder, EmbedSettings
     from qwench.ops.models.hub import resolve
+    from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 
     settings = EmbedSettings(device=device, dtype=dtype_on(device), batch_tokens=batch, **options)
     embedder = Embedder(resolve(model), settings)
@@ -143,8 +143,8 @@ def spawn(**job: object) -> dict:
 
 def count_tokens(model: Path, chunks: list[str]) -> tuple[int, int]:
     """(true tokens after truncation, matmul parameters of the model)."""
-    from qwench.ops.models.embedder import Embedder, EmbedSettings
     from qwench.ops.models.hub import resolve
+    from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 
     embedder = Embedder(resolve(str(model)), EmbedSettings(device="cpu"))
     limit = embedder.content_limit()

@@ -64,7 +64,7 @@ def threads() -> int:
 def make(shape: str, streams: int, folder: Path, device: str) -> None:
     """A checkpoint with random weights; one stream is the plain decoder."""
     import torch
-    from qwench.ops.models.modeling_parscale import FAMILIES
+    from qwench.ops.streams.modeling_parscale import FAMILIES
     from safetensors.torch import save_file
 
     config = SHAPES[shape]
@@ -102,8 +102,8 @@ def load_ours(folder: str, batch: int, dtype: str, device: str, kernels: str) ->
     from qwench.ops.checkpoint.reader import Source
     from qwench.ops.kernels.choose import pick_kernels
     from qwench.ops.models.hub import resolve
-    from qwench.ops.models.load_causal import load_decoder
-    from qwench.ops.models.parallel import base_config
+    from qwench.ops.models.load_decoder import load_decoder
+    from qwench.ops.models.nets.parallel import base_config
 
     checkpoint = resolve(folder)
     config = base_config(Source(Path(folder)).config())
@@ -152,7 +152,7 @@ def timed(first: float, steps: list[float]) -> dict[str, Any]:
 
 def run_naive(folder: str, batch: int, dtype: str, device: str) -> dict[str, Any]:
     import torch
-    from qwench.ops.models.modeling_parscale import FAMILIES
+    from qwench.ops.streams.modeling_parscale import FAMILIES
 
     kind = json.loads((Path(folder) / "config.json").read_text())["model_type"].removesuffix("_parscale")
     model = FAMILIES[kind].from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(device)
@@ -229,7 +229,7 @@ def main() -> None:
 
 
 def compared(shape: str, batch: int, streams: list[int], folder: Path, rounds: int, device: str) -> list[dict]:
-    from qwench.ops.models.parscale_size import decode_cost, prefill_cost
+    from qwench.ops.streams.size import decode_cost, prefill_cost
 
     cuda = device == "cuda"
     # On CUDA float32 is never the faster one, and ours without Triton and graphs takes its place.

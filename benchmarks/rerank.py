@@ -63,7 +63,7 @@ def documents(model: str, count: int) -> list[str]:
 
 def run_ours(model: str, queries: list[str], docs: list[str], **options: str) -> tuple[list[list[float]], float]:
     from qwench.ops.models.hub import resolve
-    from qwench.ops.models.reranker import Reranker, RerankSettings
+    from qwench.ops.scoring.reranker import Reranker, RerankSettings
 
     reranker = Reranker(resolve(model), RerankSettings(device="cpu", dtype="float32", **options))
     reranker.score(reranker.question("warm up"), docs[:4])
@@ -138,7 +138,7 @@ def spawn(**job: object) -> dict:
 def token_counts(model: str, queries: int, count: int) -> dict[str, int]:
     """Tokens that must be read (prompt once per query), and those of full prompts; matmul parameters."""
     from qwench.ops.models.hub import resolve
-    from qwench.ops.models.reranker import Reranker, RerankSettings
+    from qwench.ops.scoring.reranker import Reranker, RerankSettings
 
     reranker = Reranker(resolve(model), RerankSettings(device="cpu", dtype="float32"))
     docs = documents(model, count)

@@ -66,7 +66,7 @@ def bench_kernels(
     Exit code 3 when a provider is wrong, or with --baseline when a slow-down is confirmed by measuring again.
     """
     from ..ops import bench_kernels as op
-    from ..ops.kernels.measure import Rule
+    from ..ops.bench.measure import Rule
 
     streams_ = start(json, quiet, verbose)
     if list_:
@@ -120,7 +120,7 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str, flag: str) -> tuple[int, ...]:
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     try:
         found = tuple(int(w) for w in _words(text))
@@ -132,7 +132,7 @@ def _numbers(text: str, flag: str) -> tuple[int, ...]:
 
 
 def _share(text: str, flag: str) -> float:
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     try:
         found = float(text.rstrip("% ")) / (100 if text.strip().endswith("%") else 1)
@@ -190,7 +190,7 @@ def _listed(found: dict[str, Any]) -> str:
 
 
 def _model(streams: Any, model: str, dtype: str, seq: int, batch: Any, device: str, threads: int, json: bool) -> None:
-    from ..ops import bench_model as op
+    from ..ops.bench import checkpoint_steps as op
 
     result = streams.run(op.bench_model(model, dtype, seq, batch, device, threads))
     if json:

@@ -85,7 +85,7 @@ def chat(
     The answer goes to stdout, the thinking to stderr; without a prompt a terminal becomes a session.
     """
     from ..ops import chat as op
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     asked = {name: value for name, value in locals().items() if name in SAMPLING and value is not None}
     shown = out.start(json, quiet, verbose)
@@ -165,7 +165,7 @@ def _point(row: dict[str, Any]) -> str:
 
 
 def _lines(name: str) -> list[str]:
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     try:
         return sys.stdin.read().splitlines() if name == "-" else Path(name).read_text("utf-8").splitlines()
@@ -228,7 +228,7 @@ def _session(streams: out.Out, session: Any, show: _Show, transcript: Path | Non
     """Questions from the terminal until its end."""
     from contextlib import suppress
 
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     with suppress(ImportError):
         # Line editing and history come with the import.
@@ -279,7 +279,7 @@ def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str =
         session.messages = [m for m in session.messages if m["role"] != "system"]
         session.messages[:0] = [{"role": "system", "content": rest}] if rest else []
     elif name == "/budget":
-        from ..ops.models.thinking import budget_of
+        from ..ops.writing.thinking import budget_of
 
         session.budget = budget_of(rest.strip() or "-1")
     elif name == "/model" and rest:

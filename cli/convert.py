@@ -59,11 +59,11 @@ def convert(
     The input is never changed. The output appears whole, or as OUT.part that --resume goes on with.
     """
     from ..ops import convert as op
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     streams = start(json, quiet, verbose)
     if explain_gates:
-        from ..ops.explain import explain_gates as explain
+        from ..ops.conversion.gates_report import explain_gates as explain
 
         found = streams.run(explain(src, out, plot, revision, offline))
         streams.document(found) if json else streams.data(_explained(found))

@@ -67,7 +67,7 @@ def embed(
     Runs again embed only what is new or changed; a killed run is completed by the next.
     """
     from ..ops import embed as op
-    from ..ops.models.embedder import EmbedSettings
+    from ..ops.scoring.embedder import EmbedSettings
     from ..ops.text.documents import ReadOptions
 
     streams = start(json, quiet, verbose)
@@ -131,7 +131,7 @@ def embed(
 
 
 def _usage(message: str, hint: str) -> Exception:
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     return QwenchError(message, hint, ExitCode.USAGE)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from ..ops.errors import QwenchError
+from ..ops.base.errors import QwenchError
 from . import out
 
 

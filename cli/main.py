@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..ops import settings
+from ..ops.base import settings
 from . import (
     bench_kernels,
     chat,
@@ -23,6 +23,7 @@ from . import (
     rerank,
     search,
 )
+from .commands import Command, register
 from .errors import boundary
 
 EPILOG = """\b
@@ -33,22 +34,23 @@ exit codes: 0 done, 1 failed, 2 usage, 3 ran and the answer is no, 130 interrupt
   qwench search notes.lance "how do I rebuild an index?"
 """
 
-#: name, module (its function of the same stem is the command), group in --help
-COMMANDS = [
-    ("embed", embed.embed, embed.EPILOG, "Find things"),
-    ("search", search.search, search.EPILOG, "Find things"),
-    ("rerank", rerank.rerank, rerank.EPILOG, "Find things"),
-    ("chat", chat.chat, chat.EPILOG, "Talk"),
-    ("convert", convert.convert, convert.EPILOG, "Checkpoints"),
-    ("merge", merge.merge, merge.EPILOG, "Checkpoints"),
-    ("inspect", inspect.inspect, inspect.EPILOG, "Checkpoints"),
-    ("diff", diff.diff, diff.EPILOG, "Checkpoints"),
-    ("parscale-recycle", parscale_recycle.parscale_recycle, parscale_recycle.EPILOG, "Streams"),
-    ("parscale-law", parscale_law.parscale_law, parscale_law.EPILOG, "Streams"),
-    ("bench-kernels", bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
-    ("models", models.models, models.EPILOG, "This machine"),
-    ("config", config.config, config.EPILOG, "This machine"),
-]
+COMMANDS = (
+    Command(("embed",), embed.embed, embed.EPILOG, "Find things"),
+    Command(("search",), search.search, search.EPILOG, "Find things"),
+    Command(("rerank",), rerank.rerank, rerank.EPILOG, "Find things"),
+    Command(("chat",), chat.chat, chat.EPILOG, "Write"),
+    Command(("convert",), convert.convert, convert.EPILOG, "Checkpoints"),
+    Command(("merge",), merge.merge, merge.EPILOG, "Checkpoints"),
+    Command(("inspect",), inspect.inspect, inspect.EPILOG, "Checkpoints"),
+    Command(("diff",), diff.diff, diff.EPILOG, "Checkpoints"),
+    Command(("parscale-recycle",), parscale_recycle.parscale_recycle, parscale_recycle.EPILOG, "Train"),
+    Command(("parscale-law",), parscale_law.parscale_law, parscale_law.EPILOG, "Train"),
+    Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
+    Command(("models",), models.models, models.EPILOG, "This machine"),
+    Command(("config",), config.config, config.EPILOG, "This machine"),
+)
+#: what --help says of a group of commands, by its name
+GROUPS: dict[str, str] = {}
 
 app = typer.Typer(
     name="qwench",
@@ -77,34 +79,20 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    if ctx.resilient_parsing:
-        return
-    boundary(_apply_config)(ctx)
+    if not ctx.resilient_parsing:
+        ctx.obj = COMMANDS
+        boundary(_apply_config)(ctx)
 
 
 def _apply_config(ctx: typer.Context) -> None:
     """Give the environment's and the config file's values to click as defaults, and name the keys nobody knows."""
-    known = {name: set(config.parameters(command)) for name, command, *_ in COMMANDS}
     found = settings.read_config()
-    shared = {k: v for k, v in found.items() if not isinstance(v, dict)}
-    for key in sorted(shared):
-        if not any(key in names for names in known.values()):
-            out.current.warn(f"unknown key in the config file: `{key}` in `{settings.config_file()}`")
-    defaults: dict[str, dict] = {}
-    for name, names in known.items():
-        own = found.get(name, {})
-        for key in sorted(set(own) - names):
-            out.current.warn(f"unknown key in the config file: `{name}.{key}` in `{settings.config_file()}`")
-        # `search` takes its model from the index; a shared default would only contradict it.
-        usable = {k: v for k, v in shared.items() if k in names and not (name == "search" and k == "model")}
-        defaults[name] = usable | {k: v for k, v in own.items() if k in names} | config.from_environment(name, names)
-    for section in sorted(k for k, v in found.items() if isinstance(v, dict) and k not in known):
-        out.current.warn(f"unknown section in the config file: `{section}` in `{settings.config_file()}`")
-    ctx.default_map = defaults
+    for key in config.unknown(COMMANDS, found):
+        out.current.warn(f"unknown {key} in the config file `{settings.config_file()}`")
+    ctx.default_map = config.defaults(COMMANDS, found)
 
 
-for _name, _command, _epilog, _group in COMMANDS:
-    app.command(_name, epilog=_epilog, rich_help_panel=_group)(boundary(_command))
+register(app, COMMANDS, GROUPS)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..ops.errors import QwenchError
+from ..ops.base.errors import QwenchError
 from .errors import ExitCode
 from .options import DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
 from .out import Out, clock, size, start

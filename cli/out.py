@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..ops.events import Advanced, Chose, Events, Finished, Produced, Started, Warned
+from ..ops.base.events import Advanced, Chose, Events, Finished, Produced, Started, Warned
 from .screen import json_safe, one_line, paint, visible
 
 #: a bar is for work longer than this, in seconds

@@ -17,7 +17,7 @@ examples:
 
 
 def _devices(incomplete: str) -> list[str]:
-    from ..ops.models.roofline import TABLE
+    from ..ops.streams.roofline import TABLE
 
     return [name for name in [*TABLE, "cpu", "cuda", "mps"] if name.startswith(incomplete)]
 
@@ -81,7 +81,7 @@ def parscale_law(
 
 
 def _streams(text: str) -> tuple[int, ...]:
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     try:
         return tuple(int(part) for part in text.split(","))

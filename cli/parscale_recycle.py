@@ -119,7 +119,7 @@ def _from_file(ctx: typer.Context, path: Path, known: dict[str, Any]) -> dict[st
     """Options of a TOML file that no flag gives."""
     import tomllib
 
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     try:
         found = {k.replace("-", "_"): v for k, v in tomllib.loads(path.read_text("utf-8")).items()}
@@ -141,7 +141,7 @@ def _from_file(ctx: typer.Context, path: Path, known: dict[str, Any]) -> dict[st
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     try:
         return tuple(int(part) for part in text.split(","))
@@ -151,7 +151,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _count(text: str | int | None) -> int:
     """200k, 20M, 1B or a plain number; 0 for None."""
-    from ..ops.errors import QwenchError
+    from ..ops.base.errors import QwenchError
 
     if text is None:
         return 0

@@ -69,8 +69,8 @@ def rerank(
     Prints the candidates best first, as they came; exit code 3 when nothing passes.
     """
     from ..ops import rerank as op
-    from ..ops.errors import QwenchError
-    from ..ops.models.reranker import RerankSettings
+    from ..ops.base.errors import QwenchError
+    from ..ops.scoring.reranker import RerankSettings
     from ..ops.text.candidates import CandidateOptions
     from ..ops.text.documents import ReadOptions
 

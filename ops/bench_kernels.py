@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .bench_compare import compare, repeated
-from .bench_run import BenchOptions, Run, settle
-from .errors import QwenchError
-from .events import Chose, Events, Finished, Started, Warned
-from .kernels.cases import KERNELS
-from .kernels.compare import Rows, key_of
-from .kernels.environment import clocks, environment, trouble
-from .kernels.providers import providers
-from .kernels.roofs import measured, sheet
-from .kernels.shapes import SHAPES
+from .base.errors import QwenchError
+from .base.events import Chose, Events, Finished, Started, Warned
+from .bench.baseline import compare, repeated
+from .bench.cases import KERNELS
+from .bench.environment import clocks, environment, trouble
+from .bench.providers import providers
+from .bench.roofs import measured, sheet
+from .bench.run import BenchOptions, Run, settle
+from .bench.shapes import SHAPES
+from .bench.verdict import Rows, key_of
 from .models.device import DTYPES, pick_device, pick_threads
 
 SCHEMA = 2
@@ -69,7 +69,7 @@ def bench(options: BenchOptions) -> Events:
     if options.save:
         _save(result, options.save)
     if options.plot:
-        from .plots import latency_by_streams, roofline
+        from .base.plots import latency_by_streams, roofline
 
         for ending in (".png", ".svg"):
             roofline(rows, roofs["measured"].told(), options.plot / f"roofline{ending}")

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .chat_session import Chat, ChatOptions
-from .errors import QwenchError
-from .events import Advanced, Events, Finished, Produced, Started
-from .models.generate import Request, Turn
-from .models.thinking import budget_of
+from .base.errors import QwenchError
+from .base.events import Advanced, Events, Finished, Produced, Started
+from .writing.generate import Request, Turn
+from .writing.session import Chat, ChatOptions
+from .writing.thinking import budget_of
 
 __all__ = ["Chat", "ChatOptions", "many", "right", "sweep"]
 
@@ -96,7 +96,7 @@ def sweep(
         )
         yield Produced(points[-1])
     if plot:
-        from .plots import budget_curve
+        from .base.plots import budget_curve
 
         budget_curve(points, options.model, plot)
     drawn = {"plot": str(plot)} if plot else {}

@@ -11,15 +11,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from .base.errors import QwenchError
+from .base.events import Advanced, Events, Finished, Started, Warned
 from .checkpoint.cast import Losses
 from .checkpoint.lora import adapter_file
 from .checkpoint.reader import Source, apart
 from .checkpoint.staging import Staging
 from .checkpoint.writer import check_room, verify_bits, write_sides, write_tensors
-from .convert_plan import ConvertOptions as ConvertOptions
-from .convert_plan import plan_conversion as plan_conversion
-from .errors import QwenchError
-from .events import Advanced, Events, Finished, Started, Warned
+from .conversion.plan import ConvertOptions as ConvertOptions
+from .conversion.plan import plan_conversion as plan_conversion
 from .models.device import pick_threads
 from .models.hub import open_source
 
@@ -33,7 +33,7 @@ def convert(options: ConvertOptions) -> Events:
     Raises:
         QwenchError: unreadable input, options that do not fit, output there already, disk too small, NaN.
     """
-    from .stock import alike, check_options, compare_logits
+    from .conversion.stock import alike, check_options, compare_logits
 
     begun = time.monotonic()
     source = open_source(options.src, options.revision, options.offline)

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from .embed_session import Counts, EmbedOptions, Reuse, Session, row_of, survey, windows
-from .errors import QwenchError
-from .events import Advanced, Events, Finished, Produced, Started, Warned
+from .base.errors import QwenchError
+from .base.events import Advanced, Events, Finished, Produced, Started, Warned
+from .scoring.session import Counts, EmbedOptions, Reuse, Session, row_of, survey, windows
 from .text.feed import Entry, Feed
 
 __all__ = ["EmbedOptions", "answer", "dry_run", "embed"]

@@ -1,6 +1,6 @@
 """The work behind `qwench merge`: one merge, its plan alone, or a sweep over many."""
 
-from .merge_options import MergeOptions as MergeOptions
-from .merge_run import dry_run as dry_run
-from .merge_run import merge as merge
-from .merge_sweep import sweep as sweep
+from .merging.options import MergeOptions as MergeOptions
+from .merging.run import dry_run as dry_run
+from .merging.run import merge as merge
+from .merging.sweep import sweep as sweep

@@ -7,16 +7,16 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .base.errors import QwenchError
+from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .checkpoint.cast import Losses
 from .checkpoint.staging import Staging
 from .checkpoint.writer import check_room, write_sides, write_tensors
-from .errors import QwenchError
-from .events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .models.device import pick_threads
 from .models.pretrained import silence_transformers
-from .recycle_options import RecycleOptions, rank, tokens_of
-from .recycle_report import estimate, result_of
-from .recycle_work import Work
+from .streams.options import RecycleOptions, rank, tokens_of
+from .streams.report import estimate, result_of
+from .streams.work import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,10 +108,10 @@ def _quiet() -> None:
 
 
 def _write(work: Work, kept: dict[int, dict[str, Tensor]], result: dict[str, Any]) -> Iterator[Event]:
+    from .base.plots import recycle_curves
     from .checkpoint.sidecars import as_json
-    from .plots import recycle_curves
-    from .recycling.save import adapter_bytes, adapter_name, finish_plan, model_card
-    from .recycling.train import history
+    from .streams.save import adapter_bytes, adapter_name, finish_plan, model_card
+    from .training.train import history
 
     o, plan = work.o, work.plan
     said = {"parscale_n_tokens": o.prefix_tokens, "parscale_attn_smooth": o.smooth}

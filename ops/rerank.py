@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .errors import QwenchError
-from .events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
+from .base.errors import QwenchError
+from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .text.candidates import Candidate, CandidateOptions, read_candidates, read_queries, read_run
 from .text.chunks import ChunkOptions, Tokenize, tokenizers_adapter
 
 if TYPE_CHECKING:
-    from .models.reranker import Reranker, RerankSettings, Scored
+    from .scoring.reranker import Reranker, RerankSettings, Scored
 
 #: documents and characters tokenised and scored at a time
 WINDOW = 1024
@@ -116,7 +116,7 @@ def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
         QwenchError: not a reranker; a bad input (unless keep_going); an empty or too long query.
     """
     from .models.hub import resolve
-    from .models.reranker import Reranker, RerankSettings
+    from .scoring.reranker import Reranker, RerankSettings
 
     queries = _queries(options)
     run = read_run(options.run) if options.run else None
@@ -232,7 +232,7 @@ def _windows(documents: Sequence[int], spool: Spool) -> Iterator[tuple[list[int]
 
 def _scores(model: Reranker, queries: list[tuple[str, str]], tables: dict[str, Table], spool: Spool) -> Events:
     """Fill the tables; queries that rank the same documents share the reading and tokenising of a window."""
-    from .models.reranker import Scored
+    from .scoring.reranker import Scored
 
     total = sum(len(t.documents) for t in tables.values())
     yield Started("rerank", total, "")
@@ -290,8 +290,8 @@ def _results(
 def selftest(options: RerankOptions) -> Events:
     """The published pair test: Finished has its rows and `right`, whether all are in the right order."""
     from .models.hub import resolve
-    from .models.reranker import Reranker, RerankSettings
-    from .models.reranker import selftest as test
+    from .scoring.reranker import Reranker, RerankSettings
+    from .scoring.reranker import selftest as test
 
     yield Started("load", None, "")
     checkpoint = resolve(options.model, options.revision, options.offline)

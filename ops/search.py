@@ -6,13 +6,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import QwenchError
-from .events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
+from .base.errors import QwenchError
+from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .text.sentences import sentence_spans
 
 if TYPE_CHECKING:
     from .index.fingerprint import Fingerprint
-    from .models.embedder import Embedder
+    from .scoring.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def search(options: SearchOptions) -> Events:
 def _reranked(options: SearchOptions, hits: list[dict[str, Any]]) -> Generator[Event, None, list[dict[str, Any]]]:
     """The k best hits by a reranker; their cosine similarity stays as `search_score`."""
     from .models.hub import resolve
-    from .models.reranker import Reranker, RerankSettings, Scored
+    from .scoring.reranker import Reranker, RerankSettings, Scored
 
     yield Started("load", None, "")
     settings = RerankSettings(
@@ -126,8 +126,8 @@ def load_for(fingerprint: Fingerprint, options: SearchOptions) -> Embedder:
     Raises:
         QwenchError: the model is another one, or has changed since.
     """
-    from .models.embedder import Embedder, EmbedSettings
     from .models.hub import resolve
+    from .scoring.embedder import Embedder, EmbedSettings
 
     name = options.model or fingerprint.model
     revision = fingerprint.revision if fingerprint.model_kind == "hub" and name == fingerprint.model else None

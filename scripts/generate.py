@@ -30,11 +30,11 @@ def completion(shell: str) -> str:
     return run(_QWENCH_COMPLETE=f"source_{shell}").strip() + "\n"
 
 
-def commands() -> list[str]:
-    """Command names in the order of the table."""
+def commands() -> list[tuple[str, ...]]:
+    """Paths of the commands in the order of the table, each group's own before its first."""
     from qwench.cli.main import COMMANDS
 
-    return [name for name, *_ in COMMANDS]
+    return list(dict.fromkeys(c.path[:n] for c in COMMANDS for n in range(1, len(c.path) + 1)))
 
 
 def reference() -> str:
@@ -43,7 +43,7 @@ def reference() -> str:
         "# Command reference\n",
         "Made by `make docs` from the command tree; do not edit.\n",
         section("qwench", run("--help")),
-        *(section(f"qwench {name}", run(name, "--help")) for name in commands()),
+        *(section(f"qwench {' '.join(path)}", run(*path, "--help")) for path in commands()),
     ]
     return "\n".join(parts)
 

@@ -12,18 +12,20 @@ from pathlib import Path
 
 import pytest
 from qwench.cli import errors, out
+from qwench.cli.commands import Command
 from qwench.cli.main import COMMANDS
-from qwench.ops.errors import QwenchError
+from qwench.ops.base.errors import QwenchError
 
-from . import tiny
-from .conftest import Run
+from tests import tiny
+from tests.conftest import Run
 
 ROOT = Path(__file__).parents[1]
-NAMES = [name for name, *_ in COMMANDS]
+PATHS = [c.path for c in COMMANDS]
+NAMES = [c.path[0] for c in COMMANDS]
 HEAVY = ["torch", "transformers", "tokenizers", "lancedb", "pyarrow", "numpy", "safetensors", "huggingface_hub", "rich"]
 
 
-@pytest.mark.parametrize("args", [[], *[[n] for n in NAMES]], ids=["root", *NAMES])
+@pytest.mark.parametrize("args", [[], *map(list, PATHS)], ids=["root", *[c.name for c in COMMANDS]])
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['qwench', *sys.argv[1:], '--help']\n"
@@ -37,9 +39,10 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     assert int(count) < 500
 
 
-@pytest.mark.parametrize(("name", "epilog"), [(n, e) for n, _, e, _ in COMMANDS])
-def test_every_command_is_documented(qwench: Run, name: str, epilog: str) -> None:
-    text = qwench(name, "--help").stdout
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
+def test_every_command_is_documented(qwench: Run, command: Command) -> None:
+    name, epilog = command.name, command.epilog
+    text = qwench(*command.path, "--help").stdout
     examples = [line for line in epilog.splitlines() if "qwench " in line]
     assert len(examples) == 3
     assert [line.strip() for line in text.splitlines() if line.strip()][-3:] == [line.strip() for line in examples]

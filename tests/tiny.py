@@ -44,7 +44,7 @@ def reference(name: str) -> Path:
 
 def minilm() -> Path:
     """The packaged all-MiniLM-L6-v2; the test is skipped where it is not installed."""
-    from qwench.ops.errors import QwenchError
+    from qwench.ops.base.errors import QwenchError
     from qwench.ops.models.hub import resolve
 
     try:

@@ -1,1 +1,1 @@
-"""Tensors on disk: readers behind one interface, plans, and the one writer of checkpoints."""
+"""Floor 2: tensors on disk: readers behind one interface, plans, and the one writer of checkpoints."""

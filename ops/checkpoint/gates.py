@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .cast import PIECE, Losses, pieces
 from .plan import Output, Plan
 from .reader import Source

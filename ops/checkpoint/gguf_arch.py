@@ -6,7 +6,7 @@ import re
 import struct
 from typing import Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 
 #: transformers' model_type -> general.architecture
 ARCHS = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .cast import EXACT, PIECE, Losses
 from .gguf_arch import PERMUTED, POOLING, gguf_name, settings_of
 from .gguf_blocks import BLOCKS, PLAIN, encode

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .gguf_arch import PERMUTED, POOLING, TYPES, config_of, hf_name
 from .gguf_blocks import PLAIN, Blocks, decode, torch_of, with_offsets
 from .gguf_file import GgufFile, Stored

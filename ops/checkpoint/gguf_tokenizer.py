@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .sidecars import as_json, with_end_token
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5

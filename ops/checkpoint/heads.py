@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .cast import Losses, pieces
 from .layout import EMBEDDING, LM_HEAD, PREFIX
 from .plan import Output, Plan

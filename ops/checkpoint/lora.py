@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .cast import PIECE, Losses, pieces
 from .layout import EMBEDDING, LM_HEAD, renamed
 from .plan import Output, Plan

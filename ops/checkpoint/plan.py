@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .cast import Losses
 from .gguf_blocks import BLOCKS
 from .tensors import NAMES, torch_dtype

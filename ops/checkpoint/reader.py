@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .gguf_reader import GgufReader
 from .safetensors_reader import AGAIN, SafetensorsReader
 from .sidecars import read_json

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .tensors import CODES, TensorInfo, torch_dtype
 
 if TYPE_CHECKING:

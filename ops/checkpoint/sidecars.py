@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .tensors import NO_WEIGHTS, WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:

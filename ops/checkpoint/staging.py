@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 
 JOURNAL = ".qwench-journal"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

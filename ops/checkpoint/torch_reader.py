@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .safetensors_reader import AGAIN, damaged
 from .tensors import TensorInfo
 

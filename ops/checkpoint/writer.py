@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .cast import Losses, as_bytes, same_bits
 from .gguf_file import GgufFile
 from .gguf_plan import place

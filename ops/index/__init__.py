@@ -1,1 +1,1 @@
-"""Floor: vectors on disk (LanceDB tables and plain files), with the fingerprint of how they were made."""
+"""Floor 3: vectors on disk."""

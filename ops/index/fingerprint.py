@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 
 #: key of the fingerprint in Arrow, Parquet and safetensors metadata
 META_KEY = "qwench"

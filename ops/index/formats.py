@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .fingerprint import META_KEY, Fingerprint, refuse_other
 
 if TYPE_CHECKING:

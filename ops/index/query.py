@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .fingerprint import Fingerprint
 from .schema import NAMES
 from .table import lance_errors, open_table, quoted, read_fingerprint

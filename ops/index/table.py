@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from . import formats
 from .fingerprint import META_KEY, Fingerprint, refuse_other
 from .schema import build_schema, carried_columns, to_batch

@@ -1,1 +1,1 @@
-"""Floor: the kernels of a decoder, each with a reference, and what a machine could reach at best."""
+"""Floor 2: the kernels of a decoder, each with a reference, and which of them a model runs on."""

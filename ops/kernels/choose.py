@@ -8,8 +8,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ..choice import Choice
-from ..errors import QwenchError
+from ..base.choice import Choice
+from ..base.errors import QwenchError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def pick_kernels(kernels: str, device: str) -> Choice:
 
 
 def _no_native(device: str) -> str | None:
-    from . import native_library
+    from .native import library as native_library
 
     if device != "cpu":
         return f"the C kernels are for the CPU, and the device is `{device}`"
@@ -85,9 +85,9 @@ def kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
 
 def _functions(kernels: str) -> dict[str, Callable[..., Any]]:
     if kernels == "native":
-        from . import native as found
+        from .native import rows as found
     elif kernels == "triton":
-        from . import triton_kernels as found
+        from .triton import elementwise as found
     elif kernels == "compiled":
         from . import compiled as found
     else:

@@ -1,1 +1,1 @@
-"""Merging: recipes, methods and the arithmetic of one tensor."""
+"""Floor 4: several checkpoints become one: recipes, methods, arithmetic, sweeps."""

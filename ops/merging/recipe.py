@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .settings import Setting
 
 Parameters = dict[str, Setting]

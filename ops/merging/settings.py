@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 
 #: short names of parts -> what occurs in the names of their tensors
 GROUPS = {"attn": "self_attn", "mlp": "mlp", "norm": "norm", "embed": "embed_tokens", "head": "lm_head"}

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from math import prod, sqrt
 from typing import TYPE_CHECKING, Any
 
+from ..base.errors import QwenchError
 from ..checkpoint.cast import Losses, pieces, same_bits
 from ..checkpoint.tensors import torch_dtype
-from ..errors import QwenchError
+from .arithmetic import Job
 from .inputs import Input
-from .kernels import Job
 
 if TYPE_CHECKING:
     from mergekit.merge_methods.base import MergeMethod

@@ -1,1 +1,1 @@
-"""Floor: a name becomes a loaded model."""
+"""Floor 3: a name becomes a loaded model."""

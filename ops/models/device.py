@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from ..choice import Choice
-from ..errors import QwenchError
+from ..base.choice import Choice
+from ..base.errors import QwenchError
 
 DTYPES = ("float32", "bfloat16", "float16")
 # torch asks Linux for huge pages for its large blocks, if this is set before its first one: weights were read 5 to 25 %

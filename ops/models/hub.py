@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import QwenchError
 from ..checkpoint.reader import Reader, Source
 from ..checkpoint.tensors import CODES, TensorInfo
-from ..errors import QwenchError
 
 #: short name -> (distribution that carries the weights, file that marks the model, what it is)
 PACKAGED = {

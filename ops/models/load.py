@@ -6,21 +6,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..base.errors import QwenchError
 from ..checkpoint.sidecars import read_json
-from ..errors import QwenchError
 from ..kernels.choose import pick_kernels, use
 from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
 from .hub import Checkpoint
-from .linear import linear_maker, native_maker
-from .st_layout import DECODERS
-from .weights import Weights
+from .layouts import DECODERS
+from .nets.linear import linear_maker, native_maker
+from .nets.weights import Weights
 
 if TYPE_CHECKING:
     from torch import dtype
 
-    from .bert import BertEncoder
-    from .decoder import DecoderEncoder
-    from .generic import GenericEncoder
+    from .nets.bert import BertEncoder
+    from .nets.decoder import DecoderEncoder
+    from .nets.generic import GenericEncoder
 
 
 #: takes the weights of a head before the account is closed: (weights, config, dtype, device) -> the head
@@ -72,11 +72,11 @@ def load_encoder(
     kind = config.get("model_type")
     where = pick_device(device)
     if kind == "bert":
-        from . import bert as family
-        from .bert import BertEncoder as Encoder
+        from .nets import bert as family
+        from .nets.bert import BertEncoder as Encoder
     elif kind in DECODERS:
-        from . import decoder as family
-        from .decoder import DecoderEncoder as Encoder
+        from .nets import decoder as family
+        from .nets.decoder import DecoderEncoder as Encoder
     else:
         return _generic(checkpoint, config, where, dtype, quantize, head, f"model_type `{kind}` runs on transformers")
     if reason := family.supports(config):
@@ -115,7 +115,7 @@ def _generic(
 ) -> Loaded:
     import torch
 
-    from .generic import GenericClassifier, GenericEncoder
+    from .nets.generic import GenericClassifier, GenericEncoder
 
     if checkpoint.reader:
         raise QwenchError(f"a sweep cannot run this architecture ({reason})", "merge each point, then measure it")

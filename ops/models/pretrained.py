@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 
 
 def silence_transformers() -> None:

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..base.errors import QwenchError
 from ..checkpoint.sidecars import read_json
-from ..errors import QwenchError
 from ..text.prompts import RERANK_DEFAULT_INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX
 
 #: what marks a template of the newer checkpoint files: its roles are query and document

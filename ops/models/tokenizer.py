@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .pretrained import pretrained
 
 if TYPE_CHECKING:

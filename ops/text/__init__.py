@@ -1,1 +1,1 @@
-"""Floor: files become batches of tokens."""
+"""Floor 2: files and rows become texts."""

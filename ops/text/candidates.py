@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from ..errors import QwenchError
-from ..events import Chose, Warned
+from ..base.errors import QwenchError
+from ..base.events import Chose, Warned
 from .chunks import ChunkOptions, Tokenize, chunk_document
 from .documents import find_files, read_documents
 from .inputs import Found, ReadOptions

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 from .boundaries import Boundaries, whole
 from .types import Chunk, Document, Segment
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ..errors import QwenchError
-from ..events import Warned
+from ..base.errors import QwenchError
+from ..base.events import Warned
 from .decode import Undecodable, settle, stated
 from .inputs import Found, ReadOptions, lost, quoted
 from .segments import text_segments

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ..errors import QwenchError
+from ..base.errors import QwenchError
 
 Blocks = Callable[[], Iterable[bytes]]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import BinaryIO
 
-from ..errors import QwenchError
-from ..events import Warned
+from ..base.errors import QwenchError
+from ..base.events import Warned
 from .decode import Settled, Undecodable, looks_binary, settle
 from .find import find_files
 from .inputs import Found, ReadOptions, lost, quoted

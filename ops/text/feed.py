@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import QwenchError
-from ..events import Warned
+from ..base.errors import QwenchError
+from ..base.events import Warned
 from .chunks import ChunkOptions, Tokenize, chunk_document
 from .types import Chunk, Document
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from ..events import Warned
+from ..base.events import Warned
 from .ignore import Rules, rules_above, rules_inside
 from .inputs import Found, ReadOptions, filters, kind_of, quoted, shown
 

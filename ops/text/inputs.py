@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..errors import QwenchError
-from ..events import Warned
+from ..base.errors import QwenchError
+from ..base.events import Warned
 from .decode import check_codec
 from .globs import Globs, parse_glob
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..events import Warned
+from ..base.events import Warned
 from .inputs import Found, quoted
+from .row_output import DEFAULT_FIELD, no_field
 from .sources import Source
 from .types import Document
 
@@ -21,8 +22,6 @@ BATCH_ROWS = 1024
 
 def read_parquet(reader: RowReader, item: Found, source: Source) -> Iterator[Document | Warned]:
     """Documents of the rows; always returns True, there is no plain text to fall back to."""
-    from .rows import DEFAULT_FIELD, no_field
-
     named = reader.options.text_field
     field = named or DEFAULT_FIELD
     stream = source.open()

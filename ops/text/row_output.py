@@ -12,12 +12,20 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ..events import Warned
-from .inputs import quoted
+from ..base.events import Warned
+from .inputs import Found, quoted
 from .segments import text_segments
 from .types import Document
 
 SAID_AT_MOST = 100
+#: column with the text where none is named
+DEFAULT_FIELD = "text"
+
+
+def no_field(item: Found, field: str, columns: list[str]) -> Warned:
+    """That a table lacks the column it is to be read by."""
+    has = ", ".join(quoted(column) for column in columns[:20]) + (", ..." if len(columns) > 20 else "")
+    return Warned("rows", f"{quoted(item.path)} has no column {quoted(field)}, it has: {has}", item.path, True)
 
 
 class RowOutput:

@@ -11,15 +11,14 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from ..events import Warned
+from ..base.events import Warned
 from .decode import Undecodable, looks_binary, parts_at_line_feeds, settle, stated
 from .inputs import Found, ReadOptions, quoted
-from .row_output import RowOutput
+from .row_output import DEFAULT_FIELD, RowOutput, no_field
 from .sources import BLOCK, Source
 from .types import Document
 
 Stream = Iterator[Document | Warned]
-DEFAULT_FIELD = "text"
 FIELD_LIMIT = 1 << 28  # characters of a CSV field; a quote that is never closed ends here, not with the memory
 _GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 
@@ -140,11 +139,6 @@ class RowReader:
         with text() as lines:
             yield from _csv_rows(self.output(item, field), lines, fitting[0])
         return True
-
-
-def no_field(item: Found, field: str, columns: list[str]) -> Warned:
-    has = ", ".join(quoted(column) for column in columns[:20]) + (", ..." if len(columns) > 20 else "")
-    return Warned("rows", f"{quoted(item.path)} has no column {quoted(field)}, it has: {has}", item.path, True)
 
 
 class _Malformed(str):

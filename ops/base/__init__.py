@@ -1,0 +1,1 @@
+"""Floor 1: what every room uses: errors, events, choices, settings, pictures."""

@@ -1,0 +1,1 @@
+"""Floor 4: any checkpoint as something else, or told and compared."""

@@ -1,0 +1,1 @@
+"""The networks themselves, on packed batches."""

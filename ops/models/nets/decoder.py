@@ -1,0 +1,248 @@
+"""Qwen3, Qwen2 and Llama decoders as text encoders, on packed batches.
+
+Pre-norm decoder with RMSNorm, rotary positions, SwiGLU, grouped-query attention, and per-head
+QK-norm where the config's family has it (Qwen3 technical report, arXiv 2505.09388, section 2).
+Checkpoints come with or without the `model.` prefix (Qwen3-Embedding has none).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...checkpoint.gates import STOCK
+from ...checkpoint.gguf_blocks import Blocks
+from .elementwise import norm_rotate, rms_norm, silu_mul
+from .gated import gated, gates_of, unknown_next
+from .linear import Linear, Maker
+from .moe import Experts, experts_of
+from .packed import Prefix, Run, attend, attend_last, positions_of, runs_of
+from .rope import KINDS, frequencies, rope_parameters
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+KeysValues = tuple["Tensor", "Tensor"]
+PREFIXES = ("model.",)
+UNUSED = ("lm_head.", "score.", "rotary_emb.")
+
+
+def supports(config: dict[str, Any]) -> str | None:
+    """None when this file can run the config, else the reason why not."""
+    if config.get("use_sliding_window") and (config.get("sliding_window") or 0) > 0:
+        return "sliding-window attention"
+    if config.get("hidden_act", "silu") != "silu":
+        return f"hidden_act `{config['hidden_act']}`"
+    if config.get("model_type") == STOCK and (reason := unknown_next(config)):
+        return reason
+    if rope_parameters(config).get("rope_type", "default") not in KINDS:
+        return f"rope_type `{rope_parameters(config)['rope_type']}`"
+    return None
+
+
+def sparse(config: dict[str, Any], layer: int) -> bool:
+    """Whether a layer of Qwen3-MoE has experts."""
+    step = config.get("decoder_sparse_step", 1)
+    return layer not in (config.get("mlp_only_layers") or ()) and experts_of(config) > 0 and (layer + 1) % step == 0
+
+
+class DecoderEncoder:
+    """A causal decoder read for its hidden states.
+
+    Args:
+        dtype: of activations, norms and biases.
+        kept: of matrices, where the linear class takes another; dtype by default.
+
+    Attributes:
+        hidden_size: width of the hidden states.
+        max_positions: longest sequence, special tokens included.
+        parameters: number of parameters used; matmul_parameters: those that every token is multiplied with.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        weights: Weights,
+        dtype: dtype,
+        device: str = "cpu",
+        linear: Maker = Linear,
+    ) -> None:
+        import torch
+
+        self.hidden_size: int = config["hidden_size"]
+        self.heads: int = config["num_attention_heads"]
+        self.kv_heads: int = config.get("num_key_value_heads") or self.heads
+        self.head_dim: int = config.get("head_dim") or self.hidden_size // self.heads
+        self.eps: float = config.get("rms_norm_eps", 1e-6)
+        self.max_positions: int = config["max_position_embeddings"]
+        self.device, self.dtype = device, dtype
+        h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
+        kind = config["model_type"]
+        qk_norm = kind in ("qwen3", "qwen3_moe", STOCK)
+        # Qwen2 has biases on q, k and v alone, whatever its config says.
+        bias = kind == "qwen2" or config.get("attention_bias", False)
+        out_bias = bias and kind != "qwen2"
+
+        def take(name: str, *shape: int) -> Tensor:
+            return weights.take(name, dtype, shape, device)
+
+        def norm(name: str, size: int) -> Tensor:
+            # Qwen3-Next stores the weights of its norms less one.
+            return take(name, size) + 1 if kind == STOCK else take(name, size)
+
+        def matrix(parts: dict[str, tuple[int, ...]]) -> Tensor | Blocks:
+            return weights.matrix(parts, dtype, device)
+
+        def projection(at: str) -> Tensor | Blocks:
+            """Queries, keys, values, and the gates below them."""
+            rows = matrix({f"{at}{n}_proj.weight": (size, h) for n, size in sizes.items()})
+            return rows if order is None else rows[order]
+
+        self.words = matrix({"embed_tokens.weight": (config["vocab_size"], h)})
+        self.norm = norm("norm.weight", h)
+        self.layers: list[dict[str, Any]] = []
+        sizes = {"q": self.heads * d, "k": self.kv_heads * d, "v": self.kv_heads * d}
+        order = None
+        if (found := gates_of(weights.height("layers.0.self_attn.q_proj.weight"), config)) is not None:
+            sizes["q"] = len(found[0]) + len(found[1])
+            total = sum(sizes.values())
+            order = torch.tensor([*found[0], *range(sizes["q"], total), *found[1]], device=device)
+        self.gate_rows = len(found[1]) if found else 0
+        for i in range(config["num_hidden_layers"]):
+            at, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."
+            biases = {f"{at}{n}_proj.bias": (size,) for n, size in sizes.items()}
+            self.layers.append(
+                {
+                    "qkv": linear(projection(at), weights.joined(biases, dtype, device) if bias else None),
+                    "qk_norm": self._qk_norm(norm(f"{at}q_norm.weight", d), norm(f"{at}k_norm.weight", d))
+                    if qk_norm
+                    else None,
+                    "out": linear(
+                        matrix({f"{at}o_proj.weight": (h, self.heads * d)}),
+                        take(f"{at}o_proj.bias", h) if out_bias else None,
+                    ),
+                    "norm1": norm(f"layers.{i}.input_layernorm.weight", h),
+                    "norm2": norm(f"layers.{i}.post_attention_layernorm.weight", h),
+                }
+            )
+            if kind == "qwen3_moe" and sparse(config, i):
+                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear)
+            else:
+                self.layers[-1] |= {
+                    "gate_up": linear(matrix({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),
+                    "down": linear(matrix({f"{mlp}down_proj.weight": (h, ff)}), None),
+                }
+        products = ("qkv", "out", "gate_up", "down", "experts")
+        self.matmul_parameters = sum(w[n].parameters for w in self.layers for n in products if n in w)
+        self.parameters = self.matmul_parameters + self.words.numel()
+        self.inv_freq, self.rope_scale = frequencies(config, d, device)
+
+    def _qk_norm(self, q: Tensor, k: Tensor) -> Tensor:
+        """Norm weights of every query and key head, (heads + kv_heads, head_dim)."""
+        import torch
+
+        return torch.cat((q.expand(self.heads, -1), k.expand(self.kv_heads, -1)))
+
+    def hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        """Hidden states after the final norm, of a packed batch: ids (T,) int64 -> (T, hidden_size)."""
+        runs = runs_of(lengths)
+        cos, sin = self._rotary(lengths)
+        x = self._words(ids)
+        for w in self.layers:
+            x = self._layer(w, x, runs, cos, sin)
+        return self._rms(x, self.norm)
+
+    def last_hidden(self, ids: Tensor, lengths: list[int], prefix: Prefix | None = None) -> Tensor:
+        """`hidden` at the last token of each sequence, (n, hidden_size); the last layer computes no other.
+
+        With a `prefix`, every sequence goes on where the prefix ends.
+        """
+        import torch
+
+        runs = runs_of(lengths)
+        cos, sin = self._rotary(lengths, prefix.length if prefix else 0)
+        before = prefix.layers if prefix else [None] * len(self.layers)
+        x = self._words(ids)
+        for w, kv in zip(self.layers[:-1], before, strict=False):
+            x = self._layer(w, x, runs, cos, sin, kv)
+        ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
+        return self._rms(self._last_layer(self.layers[-1], x, runs, cos, sin, ends, before[-1]), self.norm)
+
+    def prefill(self, ids: Tensor, prefix: Prefix | None = None) -> Prefix:
+        """Keys and values of ids (T,) int64, after those of `prefix` where there is one."""
+        import torch
+
+        runs = [Run(0, 1, len(ids))]
+        cos, sin = self._rotary([len(ids)], prefix.length if prefix else 0)
+        x, layers = self._words(ids), []
+        for i, w in enumerate(self.layers):
+            q, k, v, gate = self._qkv(w, x, cos, sin)
+            before = prefix.layers[i] if prefix else None
+            # Copies, so that the whole projection they are views of is not kept.
+            own = (k.clone(), v.clone())
+            layers.append(own if before is None else tuple(map(torch.cat, zip(before, own, strict=True))))
+            if i + 1 < len(self.layers):
+                x = w["out"](attend(q, k, v, runs, causal=True, prefix=before, gate=gate)).add_(x)
+                x = self._mlp(w, x).add_(x)
+        return Prefix(len(ids) + (prefix.length if prefix else 0), layers)
+
+    def _words(self, ids: Tensor) -> Tensor:
+        from torch.nn import functional as F
+
+        if isinstance(self.words, Blocks):
+            return self.words[ids].values().to(self.dtype)
+        return F.embedding(ids, self.words).to(self.dtype)
+
+    def _rotary(self, lengths: list[int], start: int = 0) -> tuple[Tensor, Tensor]:
+        """cos and signed sin, each (T, 1, head_dim) in the model's dtype; sin is negative in the first half."""
+        import torch
+
+        table = torch.arange(start, start + max(lengths), device=self.device, dtype=torch.float32)
+        table = table[:, None] * self.inv_freq
+        cos, sin = table.cos() * self.rope_scale, table.sin() * self.rope_scale
+        cos = torch.cat((cos, cos), -1).to(self.dtype)
+        sin = torch.cat((-sin, sin), -1).to(self.dtype)
+        at = positions_of(lengths, self.device)
+        return cos[at].unsqueeze(1), sin[at].unsqueeze(1)
+
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, weight, self.eps)
+
+    def _qkv(
+        self, w: dict[str, Any], x: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        qkv, gate = w["qkv"](self._rms(x, w["norm1"])), None
+        if self.gate_rows:
+            qkv, gate = qkv.split((qkv.shape[-1] - self.gate_rows, self.gate_rows), dim=-1)
+        qkv = qkv.unflatten(-1, (-1, self.head_dim))
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k = norm_rotate(qk, w["qk_norm"], self.eps, cos, sin).split((self.heads, self.kv_heads), dim=1)
+        return q, k, v, gate
+
+    def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
+        x = self._rms(x, w["norm2"])
+        return w["experts"](x) if "experts" in w else w["down"](silu_mul(w["gate_up"](x)))
+
+    def _layer(
+        self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, prefix: KeysValues | None = None
+    ) -> Tensor:
+        q, k, v, gate = self._qkv(w, x, cos, sin)
+        x = w["out"](attend(q, k, v, runs, causal=True, prefix=prefix, gate=gate)).add_(x)
+        return self._mlp(w, x).add_(x)
+
+    def _last_layer(
+        self,
+        w: dict[str, Any],
+        x: Tensor,
+        runs: list[Run],
+        cos: Tensor,
+        sin: Tensor,
+        ends: Tensor,
+        prefix: KeysValues | None,
+    ) -> Tensor:
+        q, k, v, gate = self._qkv(w, x, cos, sin)
+        y = attend_last(q[ends], k, v, runs, prefix=prefix)
+        x = w["out"](y if gate is None else gated(y, gate[ends], self.heads)).add_(x[ends])
+        return self._mlp(w, x).add_(x)

@@ -1,0 +1,89 @@
+"""Any other encoder, through transformers' AutoModel on right-padded batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...base.errors import QwenchError
+from ..pretrained import pretrained
+
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+
+class GenericEncoder:
+    """A transformers model behind the packed interface: unpack, pad right, run, pack again.
+
+    Raises:
+        QwenchError: transformers does not know the architecture, or weights are missing, new or unexpected.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], dtype: dtype, device: str = "cpu") -> None:
+        self.model, self.unexpected = _pretrained("AutoModel", folder, dtype, may_lack="pooler")
+        self.model.to(device).eval()
+        self.device, self.causal = device, False
+        self.hidden_size: int = self.model.config.hidden_size
+        self.max_positions: int = _positions(config)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        """Last hidden states of a packed batch: ids (T,) int64 -> (T, hidden_size)."""
+        rows, mask = _padded(ids, lengths)
+        return self.model(input_ids=rows, attention_mask=mask).last_hidden_state[mask.bool()]
+
+
+class GenericClassifier:
+    """A transformers sequence classifier for pairs, on right-padded batches.
+
+    Raises:
+        QwenchError: as GenericEncoder; a missing head counts as a missing weight.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], dtype: dtype, device: str = "cpu") -> None:
+        self.model, self.unexpected = _pretrained("AutoModelForSequenceClassification", folder, dtype)
+        self.model.to(device).eval()
+        self.device = device
+        self.max_positions: int = _positions(config)
+        self.typed = int(config.get("type_vocab_size") or 0) > 1
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+
+    def logits(self, ids: Tensor, lengths: list[int], types: Tensor) -> Tensor:
+        """Label logits of packed pairs: ids and types (T,) int64 -> (n, labels) float32."""
+        rows, mask = _padded(ids, lengths)
+        more = {"token_type_ids": _padded(types, lengths)[0]} if self.typed else {}
+        return self.model(input_ids=rows, attention_mask=mask, **more).logits.float()
+
+
+def _padded(ids: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """(n, longest) rows and their mask."""
+    from torch.nn.utils.rnn import pad_sequence
+
+    mask = pad_sequence([ids.new_ones(n) for n in lengths], batch_first=True)
+    return pad_sequence(list(ids.split(lengths)), batch_first=True), mask
+
+
+def _pretrained(auto: str, folder: Path, dtype: dtype, may_lack: str | None = None) -> tuple[Any, list[str]]:
+    """(model, names of weights it has no use for), by a transformers auto class."""
+    try:
+        model, info = pretrained(auto, folder, dtype=dtype, output_loading_info=True, use_safetensors=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise QwenchError(f"transformers cannot load the model ({line}): `{folder}`") from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        # A pooling head that sentence embeddings never read may be missing without harm.
+        names = sorted(str(n) for n in info[kind] if not (may_lack and may_lack in str(n)))
+        if names:
+            raise QwenchError(
+                f"weights would be random ({kind.replace('_keys', '')}): `{names[0]}` and {len(names) - 1} more"
+                f" in `{folder}`",
+                "use a complete checkpoint",
+            )
+    return model, sorted(map(str, info["unexpected_keys"]))
+
+
+def _positions(config: dict[str, Any]) -> int:
+    limit = int(config.get("max_position_embeddings") or config.get("n_positions") or 512)
+    # RoBERTa and its kin begin counting positions after the padding index.
+    offset = config.get("pad_token_id") or 0
+    return limit - offset - 1 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet") else limit

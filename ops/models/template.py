@@ -1,0 +1,94 @@
+"""A checkpoint's chat template, rendered without transformers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import QwenchError
+
+Message = dict[str, Any]
+
+
+class ChatTemplate:
+    """Messages become the text of a prompt.
+
+    Args:
+        source: Jinja text; None for a model without a template, whose prompts are taken as they are.
+        specials: bos_token, eos_token and the like, for the template.
+    """
+
+    def __init__(self, source: str | None, specials: dict[str, str]) -> None:
+        self.source, self.specials, self._template = source, specials, None
+        if source is None:
+            return
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        room = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        room.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        room.globals |= {
+            "raise_exception": refuse,
+            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+        }
+        try:
+            self._template = room.from_string(source)
+        except TemplateError as error:
+            raise QwenchError(
+                f"the chat template cannot be read ({error})", "give --template raw, or mend it"
+            ) from error
+
+    @classmethod
+    def read(cls, files: dict[str, bytes]) -> ChatTemplate:
+        """From chat_template.jinja, else from tokenizer_config.json."""
+        try:
+            config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        except ValueError as error:
+            raise QwenchError("tokenizer_config.json is not JSON", "download the model again") from error
+        specials = {}
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            value = config.get(name)
+            specials[name] = value["content"] if isinstance(value, dict) else value or ""
+        source = config.get("chat_template")
+        if isinstance(source, list):
+            source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        if "chat_template.jinja" in files:
+            source = files["chat_template.jinja"].decode("utf-8")
+        return cls(source, specials)
+
+    def render(self, messages: list[Message], *, thinking: bool | None = None) -> tuple[str, str]:
+        """(the prompt, the part of it that opens the answer).
+
+        Args:
+            messages: role and content.
+            thinking: `enable_thinking`; None leaves it undefined.
+
+        Raises:
+            QwenchError: the template refuses the messages.
+        """
+        if self._template is None:
+            return "".join(m["content"] for m in messages), ""
+        extra = {} if thinking is None else {"enable_thinking": thinking}
+        from jinja2 import TemplateError
+
+        try:
+            whole, bare = (
+                self._template.render(messages=messages, add_generation_prompt=add, **self.specials, **extra)
+                for add in (True, False)
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise QwenchError(f"the chat template refuses these messages: {error}", "see its roles") from error
+        return whole, whole[len(bare) :] if whole.startswith(bare) else ""
+
+
+def chat_files(folder: Path) -> dict[str, bytes]:
+    """The files of a model folder that decide about prompts and ends."""
+    names = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+    return {n: (folder / n).read_bytes() for n in names if (folder / n).is_file()}

@@ -1,1 +1,0 @@
-"""Turning a decoder into parallel streams: data, training, measuring, saving."""

@@ -1,0 +1,1 @@
+"""Floor 4: texts become vectors or numbers."""

@@ -1,0 +1,197 @@
+"""A checkpoint that turns token ids into vectors: encoder, pooling, dense layers, slice, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..base.errors import QwenchError
+from ..models.device import Choice, pick_threads, steady_heap
+from ..models.hub import Checkpoint
+from ..models.layouts import DECODERS, Layout, read_layout
+from ..models.load import Loaded, load_encoder
+from ..models.tokenizer import TextTokenizer
+from ..text.prompts import EMBED_EOS
+from .pooling import Dense, pool
+from .schedule import Schedule
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedSettings:
+    """What decides a vector besides model and text.
+
+    Attributes:
+        dim: keep the first `dim` coordinates, then normalise (Matryoshka); None keeps all.
+        task, prompt_name: see `Layout.prompt`.
+        max_tokens: cap on the input length, special tokens included; None takes the model's own.
+    """
+
+    dim: int | None = None
+    task: str | None = None
+    prompt_name: str | None = None
+    max_tokens: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str = "none"
+    kernels: str = "auto"
+    threads: int = 0
+    batch_tokens: int = 0
+
+
+class Embedder:
+    """Loads a checkpoint and embeds token ids.
+
+    Attributes:
+        tokenizer, layout, dim: as read from the checkpoint and the settings.
+        max_tokens: longest input, special tokens included.
+        choices: name -> Choice (device, dtype, threads, engine, pooling, batch_tokens) for reports.
+
+    Raises:
+        QwenchError: see `load_encoder`, `read_layout` and `TextTokenizer.load`; dim or max_tokens out of range.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: EmbedSettings) -> None:
+        import torch
+
+        self.checkpoint, self.settings = checkpoint, settings
+        steady_heap()
+        threads = pick_threads(settings.threads)
+        torch.set_num_threads(threads.value)
+        loaded = load_encoder(
+            checkpoint,
+            device=settings.device,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            kernels=settings.kernels,
+        )
+        self.encoder = loaded.encoder
+        self.layout = read_layout(checkpoint.path, loaded.config)
+        self.tokenizer = load_embed_tokenizer(checkpoint, self.layout, loaded.config)
+        self.dense = [Dense(folder, loaded.device.value) for folder in self.layout.dense]
+        self.full_dim = self.dense[-1].out_features if self.dense else self.encoder.hidden_size
+        self.dim = _checked_dim(settings.dim, self.full_dim)
+        self.max_tokens = _checked_max(settings.max_tokens, self.encoder.max_positions, self.layout.max_tokens)
+        self.device: str = loaded.device.value
+        parameters = getattr(self.encoder, "matmul_parameters", None)
+        self.schedule = Schedule(self.device, threads.value, parameters, settings.batch_tokens)
+        self.choices = self._choices(loaded, threads)
+
+    def _choices(self, loaded: Loaded, threads: Choice) -> dict[str, Choice]:
+        return {
+            "device": loaded.device,
+            "dtype": loaded.dtype,
+            "threads": threads,
+            "engine": loaded.engine,
+            "kernels": loaded.kernels,
+            "pooling": Choice(self.layout.pooling, self.layout.reason),
+            "batch_tokens": self.schedule.choice,
+        }
+
+    def content_limit(self, prompt: str = "") -> int:
+        """Most content tokens a text may have, after special tokens and prompt."""
+        return self.max_tokens - self.tokenizer.specials - (len(self.tokenizer.ids([prompt])[0]) if prompt else 0)
+
+    def query_ids(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
+        """Input ids of prompt + text, tokenised together, special tokens around.
+
+        Raises:
+            QwenchError: a text does not fit into the model.
+        """
+        rows = [self.tokenizer.wrap(ids) for ids in self.tokenizer.ids([prompt + t for t in texts])]
+        for row, text in zip(rows, texts, strict=True):
+            if len(row) > self.max_tokens:
+                raise QwenchError(
+                    f"a query has {len(row)} tokens and the model takes {self.max_tokens}: `{text[:60]}...`",
+                    "shorten the query",
+                )
+        return rows
+
+    def embed(self, rows: Sequence[list[int]]) -> np.ndarray:
+        """Vectors of input ids (special tokens included): (n, dim) float32, in the order given."""
+        import numpy as np
+
+        out = np.empty((len(rows), self.dim), np.float32)
+        for batch, vectors in self.batches(rows):
+            out[batch] = vectors
+        return out
+
+    def batches(self, rows: Sequence[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Like `embed`, batch by batch as they are ready: (row indices, (len, dim) float32)."""
+        yield from self.schedule.run([len(r) for r in rows], lambda batch: self._vectors([rows[i] for i in batch]))
+
+    def _vectors(self, rows: list[list[int]]) -> np.ndarray:
+        import torch
+
+        lengths = [len(r) for r in rows]
+        ids = torch.tensor([t for row in rows for t in row], dtype=torch.int64)
+        ids = ids.to(self.device)
+        x = self._pooled(ids, lengths)
+        for layer in self.dense:
+            x = layer(x)
+        x = x[:, : self.dim]
+        # Coordinates are cut first, then normalised (Qwen3 Embedding report; the order changes the length).
+        if self.layout.normalize:
+            x = torch.nn.functional.normalize(x, dim=1)
+        return x.float().cpu().numpy()
+
+    def _pooled(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        if self.layout.pooling == "lasttoken" and hasattr(self.encoder, "last_hidden"):
+            return self.encoder.last_hidden(ids, lengths).float()
+        return pool(self.encoder.hidden(ids, lengths), lengths, self.layout.pooling)
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the vectors, for the fingerprint of an index."""
+        return {
+            "model": self.checkpoint.name,
+            "model_kind": self.checkpoint.kind,
+            "revision": self.checkpoint.revision,
+            "pooling": self.layout.pooling,
+            "normalize": self.layout.normalize,
+            "dim": self.dim,
+            "dtype": self.choices["dtype"].value,
+            "quantize": self.settings.quantize,
+            "max_tokens": self.max_tokens,
+        }
+
+
+def load_embed_tokenizer(checkpoint: Checkpoint, layout: Layout, config: dict[str, Any]) -> TextTokenizer:
+    """The checkpoint's tokenizer, with the end token that last-token pooling reads.
+
+    Qwen3-Embedding reads `<|endoftext|>` at the end of every text; its tokenizer appends it, but base
+    tokenizers and fine-tunes saved again do not, so it is added where it is missing.
+
+    Raises:
+        QwenchError: the end token is not in the vocabulary.
+    """
+    tokenizer = TextTokenizer.load(checkpoint.path, layout.lowercase)
+    if layout.pooling == "lasttoken" and config.get("model_type") in DECODERS and not tokenizer.after:
+        eos = tokenizer.token_id(EMBED_EOS)
+        if eos is None:
+            raise QwenchError(
+                f"the tokenizer neither appends an end token nor knows `{EMBED_EOS}`: `{checkpoint.path}`",
+                "last-token pooling needs one",
+            )
+        tokenizer.after = [eos]
+    return tokenizer
+
+
+def _checked_dim(asked: int | None, full: int) -> int:
+    if asked is None:
+        return full
+    if not 1 <= asked <= full:
+        raise QwenchError(f"--dim must be from 1 to {full} for this model, not {asked}", code=2)
+    return asked
+
+
+def _checked_max(asked: int | None, positions: int, layout: int | None) -> int:
+    limit = min(positions, layout) if layout else positions
+    if asked is None:
+        return limit
+    if not 1 <= asked <= positions:
+        raise QwenchError(f"--max-tokens must be from 1 to {positions} for this model, not {asked}", code=2)
+    return asked

@@ -1,0 +1,1 @@
+"""Floor 5: data, loss, and the loop that trains."""

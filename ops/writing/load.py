@@ -1,0 +1,121 @@
+"""A checkpoint becomes an engine for the decode loop, with its tokenizer, template and ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import QwenchError
+from ..checkpoint.gguf_reader import GgufReader
+from ..checkpoint.reader import Source
+from ..kernels.choose import pick_kernels
+from ..models.device import Choice, pick_device
+from ..models.hub import Checkpoint
+from ..models.load_decoder import AS_STORED, FAMILIES, load_decoder, texts_of, unknown
+from ..models.nets.causal import Engine
+from ..models.nets.parallel import base_config
+from ..models.nets.rope import stretched
+from ..models.template import ChatTemplate
+from ..models.tokenizer import TextTokenizer
+from .llama_cpp import LlamaCpp, pick_engine
+
+
+@dataclass(frozen=True, slots=True)
+class Chatty:
+    """All that a conversation needs.
+
+    Attributes:
+        ends: ids that end a turn.
+        runner: torch or llama.cpp.
+    """
+
+    runner: Choice
+    engine: Engine
+    tokenizer: TextTokenizer
+    template: ChatTemplate
+    ends: list[int]
+    device: Choice
+    dtype: Choice
+    kernels: Choice
+
+
+def load_causal(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
+    context: int = 0,
+    slots: int = 1,
+    engine: str = "auto",
+    threads: int = 0,
+    streams: int = 0,
+    kernels: str = "auto",
+) -> Chatty:
+    """Load a decoder for writing.
+
+    Args:
+        context: longer than the model's own: static YaRN; 0 for its own.
+        slots: sequences at a time.
+        engine: torch, llama.cpp or auto.
+        streams: of a ParScale checkpoint, 0 for its own number, 1 for the decoder without them.
+        kernels: see `pick_kernels`.
+
+    Raises:
+        QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
+    """
+    source = Source(checkpoint.path)
+    parallel = source.config()
+    config = base_config(parallel)
+    if streams > 1 and config is parallel:
+        raise QwenchError(
+            f"the model has one stream, and {streams} are asked for: `{checkpoint.name}`",
+            f"make them: qwench parscale-recycle {checkpoint.name} OUT --streams {streams}",
+        )
+    reason = unknown(config)
+    where = pick_device(device)
+    # With llama.cpp the C kernels need not be built.
+    fast = Choice("eager", "") if engine == "llama.cpp" else pick_kernels(kernels, where.value)
+    asked = [f"--{name} {value}" for name, value in (("kernels", kernels), ("dtype", dtype)) if value != "auto"]
+    runner = pick_engine(
+        engine, checkpoint.path, where.value, quantize, reason, _slower(source, config, fast.value), " ".join(asked)
+    )
+    long = stretched(config, context) if context > config["max_position_embeddings"] else None
+    tokenizer, files = texts_of(source)
+    running: Engine
+    if runner.value == "llama.cpp":
+        running = LlamaCpp(checkpoint.path, context, slots, threads, long and long["rope_parameters"])
+        where = where if where.value == "cpu" else Choice("cpu", "llama.cpp's library is used on the CPU here")
+        numbers = Choice("float32", "llama.cpp computes from the file's own blocks")
+        fast = Choice("llama.cpp", "its library has its own")
+    elif reason:
+        raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
+    else:
+        running, numbers = load_decoder(
+            checkpoint, long or config, where.value, dtype, quantize, slots, streams, fast.value
+        )
+    ends = _ends(config, files, tokenizer)
+    return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast)
+
+
+def _slower(source: Source, config: dict[str, Any], kernels: str) -> str | None:
+    """Why llama.cpp runs a .gguf file faster than the torch engine, None where that one is faster."""
+    if not isinstance(source.reader, GgufReader):
+        return None
+    if kernels != "native":
+        return "the torch engine has no C kernels here"
+    if config.get("model_type") == "qwen3_moe":
+        return "the torch engine runs experts one by one"
+    kinds = {source.reader.stored[name] for name, info in source.reader.infos.items() if len(info.shape) > 1}
+    if widened := " and ".join(sorted(kinds - AS_STORED)):
+        return f"computes from the stored {widened}, which the torch engine would widen"
+    return None
+
+
+def _ends(config: dict[str, Any], files: dict[str, bytes], tokenizer: TextTokenizer) -> list[int]:
+    """eos of the generation config, else of the config, and the end-of-turn token of ChatML."""
+    said = json.loads(files.get("generation_config.json", b"{}")).get("eos_token_id", config.get("eos_token_id"))
+    found = said if isinstance(said, list) else [] if said is None else [said]
+    extra = tokenizer.token_id("<|im_end|>")
+    return sorted({*found, *([] if extra is None else [extra])})

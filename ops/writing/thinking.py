@@ -1,0 +1,125 @@
+"""Thinking tags and the budget between them (Qwen3 technical report, arXiv 2505.09388, section 4.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..base.errors import QwenchError
+from ..models.tokenizer import TextTokenizer
+
+#: the closing message of Qwen's documentation: 24 tokens in Qwen3's vocabulary
+THINK_STOP = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+    "</think>\n\n"
+)
+NON_THINKING = "<think>\n\n</think>\n\n"
+#: effort -> tokens
+EFFORTS = {"minimal": 512, "low": 1024, "medium": 8192, "high": 24576}
+STOPS = ("hard", "sentence")
+
+
+def budget_of(text: str) -> int:
+    """Tokens from a number or the name of an effort; -1 is no limit.
+
+    Raises:
+        QwenchError: neither.
+    """
+    if text in EFFORTS:
+        return EFFORTS[text]
+    try:
+        number = int(text)
+    except ValueError:
+        number = -2
+    if number < -1:
+        raise QwenchError(
+            f"not a thinking budget: `{text}`", f"give -1, 0, a number of tokens, or {', '.join(EFFORTS)}", code=2
+        )
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class Think:
+    """How a model's thinking begins and ends.
+
+    Attributes:
+        open, close: ids of `<think>` and `</think>`; None for a model that writes them as plain text.
+        message: ids that end a thought by force, the close among them.
+        end: ids that close a thought the model left by ending its turn.
+    """
+
+    open: int | None
+    close: int | None
+    message: list[int]
+    end: list[int]
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, message: str | None = None) -> Think:
+        """Ids from the tokenizer; `message` replaces the words of THINK_STOP, and "" cuts without a word."""
+        text = THINK_STOP if message is None else f"\n\n{message}\n</think>\n\n" if message else "\n</think>\n\n"
+        said, end = tokenizer.ids([text, "\n</think>\n\n"])
+        return cls(tokenizer.token_id("<think>"), tokenizer.token_id("</think>"), said, end)
+
+    @property
+    def tagged(self) -> bool:
+        """The tags are single tokens."""
+        return self.open is not None and self.close is not None
+
+
+class Stream:
+    """Ids become text, piece by piece: whole characters only, and nothing that may be the start of a stop string."""
+
+    def __init__(self, tokenizer: TextTokenizer, stops: tuple[str, ...] = (), strip: bool = True) -> None:
+        self._decode = tokenizer.backend.decode
+        self._stops, self._strip = stops, strip
+        self._ids: list[int] = []
+        self._from = self._to = 0
+        self._held = ""
+        self.text = ""
+        self.stopped: str | None = None
+
+    @property
+    def partial(self) -> bool:
+        """The last token ends inside a character."""
+        return self._to < len(self._ids) and self._decode(self._ids[self._from :]).endswith("�")
+
+    def drop(self) -> None:
+        """Take the last token back; only while `partial`."""
+        self._ids.pop()
+
+    def push(self, token: int) -> str:
+        """What can be shown now."""
+        self._ids.append(token)
+        before = self._decode(self._ids[self._from : self._to])
+        now = self._decode(self._ids[self._from :])
+        if now.endswith("�") and len(self._ids) - self._to < 8:
+            return ""
+        # Some tokenizers decode a token differently at the start, so one token of context stays in front.
+        self._from, self._to = self._to, len(self._ids)
+        return self._show(now[len(before) :])
+
+    def say(self, text: str) -> str:
+        """Text that no stop string ends."""
+        return self._out(text)
+
+    def _show(self, text: str) -> str:
+        self._held += text
+        for stop in self._stops:
+            if (at := self._held.find(stop)) >= 0:
+                self.stopped = stop
+                text, self._held = self._held[:at], ""
+                return self._out(text)
+        keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
+        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return self._out(text)
+
+    def _out(self, text: str) -> str:
+        if self._strip and not self.text:
+            text = text.lstrip()
+        self.text += text
+        return text
+
+    def flush(self) -> str:
+        """What was held back, at the end."""
+        rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._to])) :]
+        held, self._held, self._from, self._to = self._held, "", self._to, len(self._ids)
+        return self._out(held + rest)
