@@ -25,6 +25,7 @@ import time
 from pathlib import Path
 
 from memory import peak_bytes
+from qwench.ops.base.runtime import Runtime
 
 QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
@@ -78,7 +79,7 @@ def run_ours(model: str, chunks: list[str], batch: int, device: str, **options: 
     from qwench.ops.models.hub import resolve
     from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 
-    settings = EmbedSettings(device=device, dtype=dtype_on(device), batch_tokens=batch, **options)
+    settings = EmbedSettings(batch_tokens=batch, **options, runtime=Runtime(device=device, dtype=dtype_on(device)))
     embedder = Embedder(resolve(model), settings)
     limit = embedder.content_limit()
 
@@ -146,7 +147,7 @@ def count_tokens(model: Path, chunks: list[str]) -> tuple[int, int]:
     from qwench.ops.models.hub import resolve
     from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 
-    embedder = Embedder(resolve(str(model)), EmbedSettings(device="cpu"))
+    embedder = Embedder(resolve(str(model)), EmbedSettings(runtime=Runtime(device="cpu")))
     limit = embedder.content_limit()
     tokens = sum(min(len(ids), limit) + embedder.tokenizer.specials for ids in embedder.tokenizer.ids(chunks))
     return tokens, embedder.encoder.matmul_parameters

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from embed import make_qwen3, peak_gflops, texts
 from memory import peak_bytes
+from qwench.ops.base.runtime import Runtime
 
 QUERIES = [
     "How are errors handled?",
@@ -65,7 +66,7 @@ def run_ours(model: str, queries: list[str], docs: list[str], **options: str) ->
     from qwench.ops.models.hub import resolve
     from qwench.ops.scoring.reranker import Reranker, RerankSettings
 
-    reranker = Reranker(resolve(model), RerankSettings(device="cpu", dtype="float32", **options))
+    reranker = Reranker(resolve(model), RerankSettings(**options, runtime=Runtime(device="cpu", dtype="float32")))
     reranker.score(reranker.question("warm up"), docs[:4])
     start = time.perf_counter()
     ids = reranker.documents(docs)
@@ -140,7 +141,7 @@ def token_counts(model: str, queries: int, count: int) -> dict[str, int]:
     from qwench.ops.models.hub import resolve
     from qwench.ops.scoring.reranker import Reranker, RerankSettings
 
-    reranker = Reranker(resolve(model), RerankSettings(device="cpu", dtype="float32"))
+    reranker = Reranker(resolve(model), RerankSettings(runtime=Runtime(device="cpu", dtype="float32")))
     docs = documents(model, count)
     asked = [reranker.question(q) for q in QUERIES[:queries]]
     own = sum(len(r) + 9 for r in reranker.documents(docs))

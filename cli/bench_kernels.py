@@ -1,13 +1,16 @@
 """`qwench bench-kernels`: the kernels behind it all, against the roofline."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..ops.base.runtime import Runtime
 from .errors import ExitCode
-from .options import Device, Json, Quiet, Threads, Verbose, _choices
-from .out import paint, start
+from .options import TALK, Talk, choices, refuse, runtime
+from .out import Out
+from .screen import paint
 
 EPILOG = """\b
 examples:
@@ -18,8 +21,12 @@ examples:
 
 HEAD = f"{'kernel':20} {'size':>16} {'provider':14} {'time':>10} {'floor':>10} {'of roof':>8} {'eager':>7} {'noise':>6}"
 
+#: what --model listens to
+OF_MODEL = (*("model", "dtype", "seq", "batch", "device", "threads"), *TALK.flags)
+
 
 def bench_kernels(
+    ctx: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(help="Kernels, all of them by default.", show_default=False)
     ] = None,
@@ -34,7 +41,7 @@ def bench_kernels(
         str,
         typer.Option(
             help="One or more of float32, bfloat16, float16; auto is bfloat16 on CUDA and float32 elsewhere.",
-            autocompletion=_choices("auto", "float32", "bfloat16", "float16"),
+            autocompletion=choices("auto", "float32", "bfloat16", "float16"),
         ),
     ] = "auto",
     provider: Annotated[
@@ -55,11 +62,9 @@ def bench_kernels(
     fail_over: Annotated[str, typer.Option(help="With --baseline: exit 3 on confirmed slow-downs over this.")] = "5%",
     plot: Annotated[str | None, typer.Option(help="Folder for roofline and streams, as PNG and SVG.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say how FLOP and bytes are counted.")] = False,
-    device: Device = "auto",
-    threads: Threads = 0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("device", "threads"),
+    talk: Talk,
 ) -> None:
     """Time kernels beside the roof, once they are right.
 
@@ -68,16 +73,19 @@ def bench_kernels(
     from ..ops import bench_kernels as op
     from ..ops.bench.measure import Rule
 
-    streams_ = start(json, quiet, verbose)
     if list_:
+        refuse(ctx, "--list measures nothing", *(n for n in ctx.params if n not in ("list_", *TALK.flags)))
         found = op.listing()
-        streams_.document(found) if json else streams_.data(_listed(found))
+        talk.document(found) if talk.json else talk.data(_listed(found))
         return
+    if model is not None:
+        refuse(ctx, "--model times a checkpoint as it is", *(n for n in ctx.params if n not in OF_MODEL))
+        _model(talk, model, replace(runtime, dtype=dtype), _numbers(seq, "--seq")[0], _numbers(batch, "--batch"))
+        return
+    if baseline is None:
+        refuse(ctx, "there is no --baseline", "fail_over")
     seconds = max_seconds / 5 if quick else max_seconds
     rule = Rule(seconds, min_samples, _share(max_noise, "--max-noise"), warm=not quick)
-    if model is not None:
-        _model(streams_, model, dtype, _numbers(seq, "--seq")[0], _numbers(batch, "--batch"), device, threads, json)
-        return
     options = op.BenchOptions(
         kernels=tuple(names or ()),
         shape=shape,
@@ -86,29 +94,28 @@ def bench_kernels(
         batch=_numbers(batch, "--batch"),
         seq=_numbers(seq, "--seq"),
         streams=_numbers(streams, "--streams"),
-        device=device,
-        threads=threads,
+        runtime=runtime,
         rule=rule,
         save=Path(save) if save else None,
         baseline=Path(baseline) if baseline else None,
         threshold=_share(fail_over, "--fail-over"),
         plot=Path(plot) if plot else None,
     )
-    if not json:
-        streams_.data(HEAD)
+    if not talk.json:
+        talk.data(HEAD)
     told: set[str] = set()
 
     def show(row: dict[str, Any]) -> None:
         if explain and row["kernel"] not in told:
             told.add(row["kernel"])
-            streams_.data(f"{row['kernel']}: {row['model']}; {row['flops']:,} FLOP, {row['bytes']:,} bytes")
-        streams_.data(_row(row))
+            talk.data(f"{row['kernel']}: {row['model']}; {row['flops']:,} FLOP, {row['bytes']:,} bytes")
+        talk.data(_row(row))
 
-    result = streams_.run(op.bench(options), None if json else show)
-    if json:
-        streams_.document(result | {"choices": streams_.choices, "warnings": streams_.warnings})
+    result = talk.run(op.bench(options), None if talk.json else show)
+    if talk.json:
+        talk.document(result | {"choices": talk.choices, "warnings": talk.warnings})
     else:
-        _talk(streams_, result)
+        _talk(talk, result)
     wrong = [r for r in result["rows"] if r["status"] == "wrong"]
     compared = result.get("comparison", {})
     if wrong or compared.get("slower") or compared.get("broken"):
@@ -189,11 +196,11 @@ def _listed(found: dict[str, Any]) -> str:
     return "\n".join([*lines, "providers: " + ", ".join(found["providers"])])
 
 
-def _model(streams: Any, model: str, dtype: str, seq: int, batch: Any, device: str, threads: int, json: bool) -> None:
+def _model(streams: Out, model: str, runtime: Runtime, seq: int, batch: tuple[int, ...]) -> None:
     from ..ops.bench import checkpoint_steps as op
 
-    result = streams.run(op.bench_model(model, dtype, seq, batch, device, threads))
-    if json:
+    result = streams.run(op.bench_model(model, runtime, seq, batch))
+    if streams.json:
         streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
         return
     cuda = result["environment"]["device"].startswith("cuda")

@@ -9,7 +9,7 @@ import typer
 
 from . import out, screen
 from .errors import ExitCode
-from .options import Device, Dtype, Json, Kernels, Model, Offline, Quiet, Revision, Threads, Verbose
+from .options import Model, Talk, fill, refuse, runtime
 
 EPILOG = """\b
 examples:
@@ -35,12 +35,11 @@ SAMPLING = (
 
 
 def chat(
+    ctx: typer.Context,
     prompt: Annotated[
         list[str] | None, typer.Argument(help="The question; - is standard input.", show_default=False)
     ] = None,
     model: Model = "Qwen/Qwen3-0.6B",
-    revision: Revision = None,
-    offline: Offline = False,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     think_budget: Annotated[
         str, typer.Option(help="Tokens of thinking: -1 no limit, 0 none, N; minimal, low, medium, high.")
@@ -69,16 +68,10 @@ def chat(
     plot: Annotated[str | None, typer.Option(help="With --sweep: draw the curves into this .png.")] = None,
     continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
     context: Annotated[int, typer.Option(min=0, help="Context in tokens, 0 for the model's; more is YaRN.")] = 0,
-    quantize: Annotated[str, typer.Option(help="none, int8 or int4 weights, on the CPU.")] = "none",
     streams: Annotated[int, typer.Option(min=0, help="Parallel streams of a ParScale model; 0 for its own.")] = 0,
-    engine: Annotated[str, typer.Option(help="torch, llama.cpp (for .gguf files), or auto.")] = "auto",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    kernels: Kernels = "auto",
-    threads: Threads = 0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
+    shown: Talk,
 ) -> None:
     """Talk to a model, with a budget for its thinking.
 
@@ -88,31 +81,18 @@ def chat(
     from ..ops.base.errors import QwenchError
 
     asked = {name: value for name, value in locals().items() if name in SAMPLING and value is not None}
-    shown = out.start(json, quiet, verbose)
-    options = op.ChatOptions(
-        model=model,
-        revision=revision,
-        offline=offline,
-        system=system,
-        think_budget=think_budget,
-        think_stop=think_stop,
-        think_message=think_message,
-        force_think=force_think,
-        max_tokens=max_tokens,
-        sampling=tuple(asked.items()),
-        stops=tuple(stop or ()),
-        logprobs=logprobs,
-        seed=seed,
-        context=context,
-        slots=batch if prompts else 1,
-        device=device,
-        dtype=dtype,
-        kernels=kernels,
-        quantize=quantize,
-        engine=engine,
-        threads=threads,
-        streams=streams,
-    )
+    if prompts is None:
+        refuse(ctx, "there is no --prompts", "batch", "sweep", "plot", "answer_field")
+    else:
+        refuse(ctx, "--prompts writes rows", "continue_", "hide_thinking")
+    if sweep is None:
+        refuse(ctx, "there is no --sweep", "plot", "answer_field")
+    else:
+        refuse(ctx, "--sweep sets the budgets", "think_budget")
+    if not (shown.json or prompts):
+        refuse(ctx, "only JSON has room for them", "logprobs")
+    own = {"sampling": tuple(asked.items()), "stops": tuple(stop or ()), "slots": batch if prompts else 1}
+    options = fill(op.ChatOptions, ctx.params, runtime=runtime, **own)
     if prompts is None and (sweep or plot):
         raise QwenchError(f"{'--sweep' if sweep else '--plot'} needs questions", "name them: --prompts FILE", 2)
     if prompts is not None:
@@ -124,11 +104,11 @@ def chat(
             return
         where = Path(plot) if plot else None
         budgets = [b.strip() for b in sweep.split(",") if b.strip()]
-        if not json:
+        if not shown.json:
             shown.data(SWEEP)
         events = op.sweep(options, rows, budgets, answer_field, where)
-        result = shown.run(events, None if json else lambda row: shown.data(_point(row)))
-        if json:
+        result = shown.run(events, None if shown.json else lambda row: shown.data(_point(row)))
+        if shown.json:
             shown.document(result | {"choices": shown.choices, "warnings": shown.warnings})
         elif where:
             shown.talk(f"drawn: {where}")

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from .errors import boundary
+from .options import expanded
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,9 @@ class Command:
     run: Callable[..., Any]
     epilog: str
     panel: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", expanded(self.run))
 
     @property
     def name(self) -> str:

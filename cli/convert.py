@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Checkpoint, DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
-from .out import clock, size, start
+from .options import Checkpoint, DryRun, Talk, fill, refuse, runtime
+from .out import clock, size
 from .screen import one_line
 
 EPILOG = """\b
@@ -17,10 +17,9 @@ examples:
 
 
 def convert(
+    ctx: typer.Context,
     src: Checkpoint,
-    out: Annotated[
-        str, typer.Argument(help="Folder to make, or FILE.gguf; a text with --explain-gates.", show_default=False)
-    ],
+    out: Annotated[str, typer.Argument(help="Folder to make, or FILE.gguf.", show_default=False)],
     to: Annotated[
         str | None, typer.Option(help="safetensors, bin or gguf (OUT.gguf says so); the input's own by default.")
     ] = None,
@@ -37,66 +36,33 @@ def convert(
     lora: Annotated[list[str] | None, typer.Option(help="Adapter folder to merge; repeatable, in order.")] = None,
     gate: Annotated[str | None, typer.Option(help="Insert attention gates: headwise or elementwise.")] = None,
     gate_layout: Annotated[str | None, typer.Option(help="stock (Qwen3-Next) or fork (as published).")] = None,
-    explain_gates: Annotated[
-        bool, typer.Option("--explain-gates", help="Convert nothing: measure SRC's attention sinks on the text OUT.")
-    ] = False,
-    plot: Annotated[str | None, typer.Option(help="PNG or SVG to draw for --explain-gates.")] = None,
     untie: Annotated[bool, typer.Option("--untie", help="Write a tied head as a tensor of its own.")] = False,
     verify: Annotated[str, typer.Option(help="bits compares every byte; logits asks both models the same.")] = "none",
     allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Convert although a tensor holds NaN.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    threads: Threads = 0,
-    revision: Revision = None,
-    offline: Offline = False,
     dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("revision", "offline", "threads"),
+    streams: Talk,
 ) -> None:
     """Change a checkpoint's format, dtype, shards, names.
 
     The input is never changed. The output appears whole, or as OUT.part that --resume goes on with.
     """
     from ..ops import convert as op
-    from ..ops.base.errors import QwenchError
 
-    streams = start(json, quiet, verbose)
-    if explain_gates:
-        from ..ops.conversion.gates_report import explain_gates as explain
-
-        found = streams.run(explain(src, out, plot, revision, offline))
-        streams.document(found) if json else streams.data(_explained(found))
-        return
-    if plot:
-        raise QwenchError("--plot draws what --explain-gates measures", "add --explain-gates", code=2)
-    options = op.ConvertOptions(
-        src=src,
-        out=out,
-        to=to,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        layout=layout,
-        head=head,
-        labels=labels,
-        lora=tuple(lora or ()),
-        gate=gate,
-        gate_layout=gate_layout,
-        untie=untie,
-        verify=verify,
-        allow_nan=allow_nan,
-        resume=resume,
-        force=force,
-        threads=threads,
-        revision=revision,
-        offline=offline,
-    )
+    if head != "reranker":
+        refuse(ctx, "there is no --head reranker", "labels")
+    if dry_run:
+        refuse(ctx, "--dry-run writes nothing", "verify", "resume", "force")
+    options = fill(op.ConvertOptions, ctx.params, runtime=runtime)
     if dry_run:
         plan = streams.run(op.dry_run(options))
-        streams.document(plan) if json else streams.data(_planned(plan))
+        streams.document(plan) if streams.json else streams.data(_planned(plan))
         return
     result = streams.run(op.convert(options))
-    if json:
+    if streams.json:
         streams.document(result | {"warnings": streams.warnings})
     streams.talk(_done(result))
 
@@ -110,14 +76,6 @@ def _planned(plan: dict[str, Any]) -> str:
     count = f"{plan['shards']} files" if plan["shards"] > 1 else "1 file"
     lines = [one_line(line) for line in lines]
     return "\n".join([*lines, f"{size(plan['bytes'])} in {count}; free: {size(plan['free'])}"])
-
-
-def _explained(found: dict[str, Any]) -> str:
-    lines = ["layer  first token  largest activation  gate"]
-    for row in found["layers"]:
-        gate = "-" if row["gate"] is None else f"{row['gate']:.3f}"
-        lines.append(f"{row['layer']:5}  {row['first_token']:11.3f}  {row['largest']:18.1f}  {gate}")
-    return "\n".join(lines)
 
 
 def _done(result: dict[str, Any]) -> str:

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import ExitCode
-from .options import Checkpoint, Json, Offline, Quiet, Verbose
-from .out import start
+from .options import Checkpoint, Talk, runtime
 from .screen import one_line
 
 EPILOG = """\b
@@ -21,20 +20,18 @@ def diff(
     a: Checkpoint,
     b: Checkpoint,
     tolerance: Annotated[float, typer.Option(min=0, help="Relative difference that counts as equal.")] = 0.0,
-    offline: Offline = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("offline"),
+    streams: Talk,
 ) -> None:
     """Compare two checkpoints; exit code 3 when they differ."""
     from ..ops import diff as op
 
-    streams = start(json, quiet, verbose)
     result = streams.run(
-        op.diff(a, b, tolerance, offline),
-        lambda row: streams.document({"schema": 1} | row) if json else streams.data(_line(row)),
+        op.diff(a, b, tolerance, runtime),
+        lambda row: streams.document({"schema": 1} | row) if streams.json else streams.data(_line(row)),
     )
-    if json:
+    if streams.json:
         streams.document(result)
     if result["same"]:
         streams.talk(f"equal: {result['equal']} tensors")

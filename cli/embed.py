@@ -7,8 +7,8 @@ import typer
 
 from . import hits
 from .errors import ExitCode
-from .options import Device, DryRun, Dtype, Json, KeepGoing, Kernels, Model, Offline, Quiet, Revision, Threads, Verbose
-from .out import clock, size, start
+from .options import DryRun, KeepGoing, Model, Talk, fill, refuse, runtime
+from .out import clock, size
 
 EPILOG = """\b
 examples:
@@ -21,6 +21,7 @@ Paths = Annotated[list[str] | None, typer.Argument(help="Files, folders, or - fo
 
 
 def embed(
+    ctx: typer.Context,
     paths: Paths = None,
     out: Annotated[
         str | None,
@@ -29,8 +30,6 @@ def embed(
     query: Annotated[str | None, typer.Option(help="Answer this at once, keep no index.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="With --query: most hits.")] = 5,
     model: Model = "Qwen/Qwen3-Embedding-0.6B",
-    revision: Revision = None,
-    offline: Offline = False,
     include: Annotated[list[str] | None, typer.Option(help="Only files that match this glob; repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No files that match this glob; repeatable.")] = None,
     hidden: Annotated[bool, typer.Option("--hidden", help="Hidden files too.")] = False,
@@ -48,82 +47,46 @@ def embed(
     max_tokens: Annotated[int | None, typer.Option(help="Longest input of the model.", show_default=False)] = None,
     dim: Annotated[int | None, typer.Option(help="Keep this many coordinates.", show_default=False)] = None,
     precision: Annotated[str, typer.Option(help="float32, float16, int8 or binary.")] = "float32",
-    quantize: Annotated[str, typer.Option(help="none, or int8: faster on CPUs with int8 units, less exact.")] = "none",
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, 0 for auto.")] = 0,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the output anew.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Drop what is gone.")] = False,
     keep_going: KeepGoing = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    kernels: Kernels = "auto",
-    threads: Threads = 0,
     dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("revision", "offline", "device", "dtype", "kernels", "quantize", "threads"),
+    streams: Talk,
 ) -> None:
     """Embed files into an index or a file of vectors.
 
     Runs again embed only what is new or changed; a killed run is completed by the next.
     """
     from ..ops import embed as op
-    from ..ops.scoring.embedder import EmbedSettings
-    from ..ops.text.documents import ReadOptions
 
-    streams = start(json, quiet, verbose)
     if not paths and not nul:
         raise _usage("no paths given", "name files or folders, or - for standard input")
     if out is None and query is None and not dry_run:
         raise _usage("no output given", "add --out NAME.lance, --out - for JSON lines, or --query TEXT")
     if on_long not in ("chunk", "truncate", "error"):
         raise _usage(f"unknown --on-long: `{on_long}`", "use chunk, truncate or error")
-    options = op.EmbedOptions(
-        paths=tuple(paths or ()),
-        out=out,
-        model=model,
-        revision=revision,
-        offline=offline,
-        read=ReadOptions(
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
-            hidden=hidden,
-            ignore_files=ignore_files,
-            encoding=encoding,
-            text_field=text_field,
-            id_field=id_field,
-        ),
-        chunk_tokens=chunk_tokens,
-        chunk_overlap=chunk_overlap,
-        on_long=on_long,
-        role=role,
-        precision=precision,
-        rebuild=rebuild,
-        prune=prune,
-        settings=EmbedSettings(
-            dim=dim,
-            task=task,
-            prompt_name=prompt_name,
-            max_tokens=max_tokens,
-            device=device,
-            dtype=dtype,
-            kernels=kernels,
-            quantize=quantize,
-            threads=threads,
-            batch_tokens=batch_tokens,
-        ),
-    )
+    if query is not None:
+        refuse(ctx, "--query answers at once and keeps nothing", "out", "precision", "rebuild", "prune")
+    else:
+        refuse(ctx, "there is no --query", "k")
+    if out == "-":
+        refuse(ctx, "--out - writes rows and keeps nothing", "rebuild", "prune")
+    options = fill(op.EmbedOptions, ctx.params, paths=tuple(paths or ()), runtime=runtime)
     names = sys.stdin.buffer if nul else None
     stdin = None if nul else sys.stdin.buffer
     if dry_run:
         result = streams.run(op.dry_run(options, stdin, names))
-        streams.document(result) if json else streams.data(_planned(result))
+        streams.document(result) if streams.json else streams.data(_planned(result))
     elif query is not None:
         result = streams.run(op.answer(options, query, k, stdin, names), lambda h: hits.show(streams, h, False, set()))
         if not result["hits"]:
             raise typer.Exit(ExitCode.NO)
     else:
         result = streams.run(op.embed(options, stdin, names), streams.document)
-        if json and out != "-":
+        if streams.json and out != "-":
             streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
         streams.talk(_done(result))
     if result["failed"] and not keep_going:

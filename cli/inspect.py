@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Checkpoint, Json, Offline, Quiet, Revision, Verbose
-from .out import size, start
+from .options import Checkpoint, Talk, runtime
+from .out import size
 from .screen import one_line
 
 EPILOG = """\b
@@ -19,18 +19,15 @@ examples:
 def inspect(
     path: Checkpoint,
     tensors: Annotated[bool, typer.Option("--tensors", help="Every tensor too.")] = False,
-    revision: Revision = None,
-    offline: Offline = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("revision", "offline"),
+    streams: Talk,
 ) -> None:
     """Say what is in a checkpoint, without loading it."""
     from ..ops import inspect as op
 
-    streams = start(json, quiet, verbose)
-    report = streams.run(op.inspect(path, revision, offline, tensors))
-    streams.document(report) if json else streams.data(_text(report))
+    report = streams.run(op.inspect(path, runtime, tensors))
+    streams.document(report) if streams.json else streams.data(_text(report))
 
 
 def _text(r: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@ import typer
 
 from ..ops.base.errors import QwenchError
 from .errors import ExitCode
-from .options import DryRun, Json, Offline, Quiet, Revision, Threads, Verbose
-from .out import Out, clock, size, start
+from .options import DryRun, Talk, fill, refuse, runtime
+from .out import Out, clock, size
 from .screen import one_line
 
 EPILOG = """\b
@@ -20,6 +20,7 @@ examples:
 
 
 def merge(
+    ctx: typer.Context,
     models: Annotated[list[str] | None, typer.Argument(help="Folders, hub ids, .gguf; MODEL+ADAPTER for LoRA.")] = None,
     out: Annotated[str, typer.Option(help="Folder to make.", show_default=False)] = "",
     method: Annotated[str, typer.Option(help="A method of mergekit: slerp, linear, ties, dare_ties, ...")] = "slerp",
@@ -50,12 +51,9 @@ def merge(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
-    threads: Threads = 0,
-    revision: Revision = None,
-    offline: Offline = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("revision", "offline", "threads"),
+    streams: Talk,
 ) -> None:
     """Merge checkpoints by slerp, linear, ties and the rest.
 
@@ -63,41 +61,23 @@ def merge(
     """
     from ..ops import merge as op
 
-    streams = start(json, quiet, verbose)
-    options = op.MergeOptions(
-        models=tuple(models or ()),
-        out=out,
-        method=method,
-        t=t,
-        weight=weight,
-        param=tuple(param or ()),
-        base=base,
-        fold=fold,
-        config=config,
-        trajectory=trajectory,
-        last=last,
-        dtype=dtype,
-        out_dtype=out_dtype,
-        max_shard_size=max_shard_size,
-        memory=memory,
-        seed=seed,
-        allow_mismatch=allow_mismatch,
-        resume=resume,
-        force=force,
-        threads=threads,
-        revision=revision,
-        offline=offline,
-    )
+    if not trajectory:
+        refuse(ctx, "there is no --trajectory", "last")
+    if dry_run:
+        refuse(ctx, "--dry-run writes nothing", "resume", "force", *(() if sweep else ("plot",)))
+    if sweep and not best:
+        refuse(ctx, "--sweep writes no model without --best", "out", "resume", "force", "max_shard_size", "out_dtype")
+    options = fill(op.MergeOptions, ctx.params, runtime=runtime)
     where = Path(plot) if plot else None
     if sweep or evaluate or best:
         _sweep(streams, options, sweep, evaluate, best, where, dry_run)
         return
     if dry_run:
         plan = streams.run(op.dry_run(options))
-        streams.document(plan) if json else streams.data(_planned(plan))
+        streams.document(plan) if streams.json else streams.data(_planned(plan))
         return
     result = streams.run(op.merge(options, where))
-    if json:
+    if streams.json:
         streams.document(result | {"warnings": streams.warnings})
     streams.talk(_done(result))
 

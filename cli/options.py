@@ -1,12 +1,21 @@
-"""Option types that commands share."""
+"""Options that commands share, each declared once, and how they become what ops take."""
 
+import inspect
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ..ops.base.errors import QwenchError
+from ..ops.base.runtime import Runtime
+from . import out
+
 PACKAGED = ("minilm", "smollm2")
+T = TypeVar("T")
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -17,7 +26,8 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in [*PACKAGED, *sorted(cached)] if name.startswith(incomplete)]
 
 
-def _choices(*names: str):
+def choices(*names: str) -> Callable[[str], list[str]]:
+    """Completion from a list of words."""
     return lambda incomplete: [n for n in names if n.startswith(incomplete)]
 
 
@@ -28,45 +38,131 @@ def _path(incomplete: str) -> list[str]:
     return [n for n in names if n.startswith(incomplete)]
 
 
+def _one_of(help: str, *names: str) -> Any:
+    return Annotated[str, typer.Option(help=help, autocompletion=choices(*names))]
+
+
 Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="Folder, hub id, or packaged name.", envvar="QWENCH_MODEL", autocompletion=complete_model
-    ),
+    str, typer.Option("--model", "-m", help="Folder, hub id, or packaged name.", autocompletion=complete_model)
 ]
 Checkpoint = Annotated[
     str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub.", envvar="QWENCH_OFFLINE")]
-Device = Annotated[
-    str,
-    typer.Option(
-        help="auto, cpu, cuda, cuda:N or mps.",
-        envvar="QWENCH_DEVICE",
-        autocompletion=_choices("auto", "cpu", "cuda", "mps"),
-    ),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="auto, float32, bfloat16 or float16; auto looks at weights and hardware.",
-        envvar="QWENCH_DTYPE",
-        autocompletion=_choices("auto", "float32", "bfloat16", "float16"),
-    ),
-]
-Kernels = Annotated[
-    str,
-    typer.Option(
-        help="auto, eager, native (C, on the CPU), triton or compiled.",
-        envvar="QWENCH_KERNELS",
-        autocompletion=_choices("auto", "eager", "native", "triton", "compiled"),
-    ),
-]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.", envvar="QWENCH_THREADS")]
-Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, errors too.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk but errors and lost inputs.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen and why.")]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Exit 0 although some inputs failed.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, do nothing.")]
 Index = Annotated[str, typer.Argument(help="A .lance index.", show_default=False, autocompletion=_path)]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, errors too.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Flags that a command takes as one object: name -> annotation and default, and what makes the object of them."""
+
+    flags: Mapping[str, tuple[Any, Any]]
+    make: Callable[..., Any]
+
+
+TALK = Bundle(
+    {
+        "json": (Json, False),
+        "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="No talk but errors and lost inputs.")], False),
+        "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen and why.")], False),
+    },
+    out.start,
+)
+#: the streams of a command, by --json, --quiet and --verbose
+Talk = Annotated[out.Out, TALK]
+
+RUNTIME: dict[str, Any] = {
+    "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")],
+    "offline": Annotated[bool, typer.Option("--offline", help="Never ask the hub.")],
+    "engine": _one_of("torch, llama.cpp (for .gguf files), or auto.", "auto", "torch", "llama.cpp"),
+    "device": _one_of("auto, cpu, cuda, cuda:N or mps.", "auto", "cpu", "cuda", "mps"),
+    "dtype": _one_of(
+        "auto, float32, bfloat16 or float16; auto looks at weights and hardware.",
+        *("auto", "float32", "bfloat16", "float16"),
+    ),
+    "quantize": _one_of(
+        "none, int8, or for chat int4: smaller weights on the CPU, less exact.", "none", "int8", "int4"
+    ),
+    "kernels": _one_of(
+        "auto, eager, native (C, on the CPU), triton or compiled.", "auto", "eager", "native", "triton", "compiled"
+    ),
+    "threads": Annotated[int, typer.Option(min=0, help="CPU threads, 0 for all.")],
+}
+
+
+def runtime(*names: str) -> Any:
+    """The annotation of a parameter that holds a `Runtime`, made of these flags of it."""
+    default = Runtime()
+    return Annotated[Runtime, Bundle({n: (RUNTIME[n], getattr(default, n)) for n in names}, Runtime)]
+
+
+def expanded(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command as click sees it: each parameter that is a `Bundle` has become its flags."""
+    signature = inspect.signature(command, eval_str=True)
+    bundles: dict[str, Bundle] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        marks = getattr(parameter.annotation, "__metadata__", ())
+        bundle = next((m for m in marks if isinstance(m, Bundle)), None)
+        if bundle is None:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        bundles[parameter.name] = bundle
+        for name, (annotation, default) in bundle.flags.items():
+            parameters.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            )
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        # Streams first, so that trouble with the rest is told as --json asks.
+        for name, bundle in sorted(bundles.items(), key=lambda b: b[1] is not TALK):
+            given[name] = bundle.make(**{flag: given.pop(flag) for flag in bundle.flags})
+        return command(**given)
+
+    del run.__wrapped__
+    run.__signature__ = signature.replace(parameters=parameters)
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run
+
+
+def fill(kind: type[T], given: Mapping[str, Any], **own: Any) -> T:
+    """An options dataclass from click's parameters of the same names; fields that `own` names are taken from there.
+
+    Fields that are dataclasses themselves are filled alike, but for the `Runtime`, which is handed on whole; lists
+    become tuples.
+    """
+    values = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        nested = field.default_factory if field.default_factory is not MISSING else None
+        if field.name in own:
+            values[field.name] = own[field.name]
+        elif isinstance(nested, type) and is_dataclass(nested):
+            values[field.name] = nested() if nested is Runtime else fill(nested, given, **own)
+        elif field.name in given:
+            value = given[field.name]
+            wants_tuple = isinstance(value, list) or (value is None and field.default == ())
+            values[field.name] = tuple(value or ()) if wants_tuple else value
+    return kind(**values)
+
+
+def given_flags(ctx: typer.Context, *names: str) -> list[str]:
+    """Those of the parameters that stand on the command line, as flags."""
+    flags = {p.name: max(p.opts, key=len) for p in ctx.command.params}
+    stood = [n for n in names if str(ctx.get_parameter_source(n)).endswith("COMMANDLINE")]
+    return [flags[n] if flags[n].startswith("-") else n.upper() for n in stood]
+
+
+def refuse(ctx: typer.Context, why: str, *names: str) -> None:
+    """Refuse flags that the chosen mode has no use for.
+
+    Args:
+        why: what has no use for them, such as "--query keeps no index".
+
+    Raises:
+        QwenchError: one of the parameters stands on the command line.
+    """
+    if found := given_flags(ctx, *names):
+        raise QwenchError(f"{why}, so {' and '.join(found)} would do nothing", "leave it out", code=2)

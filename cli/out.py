@@ -158,7 +158,8 @@ class _Bar:
         if not self.total or not self.done:
             return f"{self.stage}: {self.detail}"
         left = spent * max(self.total - self.done, 0) / self.done
-        return f"{self.stage}: {self.done / self.total:.0%}, {self.detail}, {clock(left)} left"
+        parts = [f"{self.done / self.total:.0%}", self.detail, f"{clock(left)} left"]
+        return f"{self.stage}: " + ", ".join(part for part in parts if part)
 
     def _draw(self) -> None:
         from rich import progress

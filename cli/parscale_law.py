@@ -5,8 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json, Quiet, Verbose
-from .out import size, start
+from .options import Talk, fill, refuse
+from .out import size
+
+#: what only a prediction has a use for
+COSTS = (
+    *("streams", "device", "bandwidth", "flops", "batch", "prompt_tokens", "answer_tokens"),
+    *("weight_bytes", "cache_bytes", "prefix_tokens"),
+)
 
 EPILOG = """\b
 examples:
@@ -23,6 +29,7 @@ def _devices(incomplete: str) -> list[str]:
 
 
 def parscale_law(
+    ctx: typer.Context,
     points: Annotated[str, typer.Option(help=".csv, .json or .jsonl with n, p, loss.")] = "",
     corpus: Annotated[str, typer.Option(help="Without --points, the published ones of: stack, pile.")] = "stack",
     predict: Annotated[str, typer.Option(help="Parameters (1.7B), a model folder, a config.json.")] = "",
@@ -42,9 +49,8 @@ def parscale_law(
     cache_bytes: Annotated[float, typer.Option(help="Of a number in the cache.")] = 2,
     prefix_tokens: Annotated[int, typer.Option(min=0, help="Of each stream and layer.")] = 48,
     plot: Annotated[str, typer.Option(help="Draw points and curves into this .png or .svg.")] = "",
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    out: Talk,
 ) -> None:
     """Weigh parallel streams against parameters.
 
@@ -53,24 +59,13 @@ def parscale_law(
     """
     from ..ops import parscale_law as op
 
-    out = start(json, quiet, verbose)
-    options = op.LawOptions(
-        points=points,
-        corpus=corpus,
-        predict=predict,
-        streams=_streams(streams),
-        device=device,
-        bandwidth=bandwidth,
-        flops=flops,
-        batch=batch,
-        prompt=prompt_tokens,
-        answer=answer_tokens,
-        weight_bytes=weight_bytes,
-        cache_bytes=cache_bytes,
-        prefix_tokens=prefix_tokens,
-    )
+    if points:
+        refuse(ctx, "--points are the points", "corpus")
+    if not predict:
+        refuse(ctx, "there is no --predict", *COSTS)
+    options = fill(op.LawOptions, ctx.params, streams=_streams(streams), prompt=prompt_tokens, answer=answer_tokens)
     result = out.run(op.parscale_law(options, Path(plot) if plot else None))
-    if json:
+    if out.json:
         out.document(result | {"choices": out.choices, "warnings": out.warnings})
         return
     out.data(_law(result))

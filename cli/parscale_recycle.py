@@ -1,12 +1,13 @@
 """`qwench parscale-recycle`: a decoder becomes several parallel streams by short post-training."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .errors import ExitCode
-from .options import Device, DryRun, Dtype, Json, Offline, Quiet, Revision, Threads, Verbose, complete_model
+from .options import TALK, DryRun, Talk, complete_model, fill, runtime
 from .out import Out, clock, size, start
 
 EPILOG = """\b
@@ -58,40 +59,26 @@ def parscale_recycle(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = 0,
-    revision: Revision = None,
-    offline: Offline = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("revision", "offline", "device", "dtype", "threads"),
+    talk: Talk,
 ) -> None:
     """Train parallel streams over a decoder (ParScale).
 
     Exit 3 when the held-out loss did not fall.
     """
     from ..ops import parscale_recycle as op
-    from ..ops.text.inputs import ReadOptions
 
     # Under torchrun the first process speaks for all.
     talks = op.rank() == 0
-    shown = start(json and talks, quiet or not talks, verbose and talks)
-    given = {k: v for k, v in ctx.params.items() if k not in ("config", "json", "quiet", "verbose", "dry_run")}
+    shown = talk if talks else start(quiet=True)
+    given = {k: v for k, v in ctx.params.items() if k not in ("config", "dry_run", *TALK.flags)}
     if config:
         given |= _from_file(ctx, Path(config), given)
-    lists = {name: tuple(given.pop(name) or ()) for name in ("data", "eval_data", "include", "exclude")}
-    read = ReadOptions(include=lists["include"], exclude=lists["exclude"], text_field=given.pop("text_field"))
-    options = op.RecycleOptions(
-        **given
-        | {
-            "data": lists["data"],
-            "eval_data": lists["eval_data"],
-            "read": read,
-            "streams": _numbers(given["streams"]),
-            "tokens": _count(given["tokens"]),
-        }
-    )
+        runtime = replace(runtime, **{f.name: given[f.name] for f in fields(runtime) if f.name in given})
+    own = {"streams": _numbers(given["streams"]), "tokens": _count(given["tokens"]), "runtime": runtime}
+    options = fill(op.RecycleOptions, given, **own)
+    json = shown.json
     if dry_run:
         plan = shown.run(op.dry_run(options))
         shown.document(plan) if json else shown.data(_planned(plan))

@@ -7,7 +7,7 @@ import typer
 
 from . import hits, out
 from .errors import ExitCode
-from .options import Device, Dtype, Json, KeepGoing, Kernels, Model, Offline, Quiet, Revision, Threads, Verbose
+from .options import RUNTIME, TALK, KeepGoing, Model, Talk, fill, refuse, runtime
 
 EPILOG = """\b
 examples:
@@ -16,17 +16,18 @@ examples:
   qwench rerank "refund policy" tickets.jsonl --text-field body --min-score 0.5 --json
 """
 
+#: what --selftest listens to
+SELFTEST = (*("model", "kind", "instruction", "selftest", "max_tokens", "long", "batch_tokens"), *RUNTIME, *TALK.flags)
 FORMATS = ("text", "json", "trec")
 Words = Annotated[str, typer.Argument(help="The question.", show_default=False)]
 Files = Annotated[list[str] | None, typer.Argument(help="Files, folders, or - for standard input.", show_default=False)]
 
 
 def rerank(
+    ctx: typer.Context,
     query: Words = "",
     files: Files = None,
     model: Model = "Qwen/Qwen3-Reranker-0.6B",
-    revision: Revision = None,
-    offline: Offline = False,
     kind: Annotated[str, typer.Option(help="auto, lm, classifier or cross-encoder.")] = "auto",
     instruction: Annotated[str | None, typer.Option(help="What counts as relevant, for models with a prompt.")] = None,
     queries: Annotated[str | None, typer.Option(help="File of queries: id TAB text, or JSON lines.")] = None,
@@ -52,17 +53,12 @@ def rerank(
     explain: Annotated[bool, typer.Option("--explain", help="Also margin, tokens and time of each document.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Longest input, prompt included.", show_default=False)] = None,
     long: Annotated[str, typer.Option(help="Longer documents: truncate, max (best window) or error.")] = "truncate",
-    quantize: Annotated[str, typer.Option(help="none, or int8: faster on CPUs with int8 units, less exact.")] = "none",
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, 0 for auto.")] = 0,
     selftest: Annotated[bool, typer.Option("--selftest", help="Test the model on the published pairs.")] = False,
     keep_going: KeepGoing = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    kernels: Kernels = "auto",
-    threads: Threads = 0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("revision", "offline", "device", "dtype", "kernels", "quantize", "threads"),
+    streams: Talk,
 ) -> None:
     """Rank lines, files, passages or rows by a query.
 
@@ -70,11 +66,9 @@ def rerank(
     """
     from ..ops import rerank as op
     from ..ops.base.errors import QwenchError
-    from ..ops.scoring.reranker import RerankSettings
-    from ..ops.text.candidates import CandidateOptions
-    from ..ops.text.documents import ReadOptions
 
-    streams = out.start(json, quiet, verbose)
+    if selftest:
+        refuse(ctx, "--selftest scores the published pairs", *(n for n in ctx.params if n not in SELFTEST))
     if format not in FORMATS:
         raise QwenchError(f"unknown --format: `{format}`", f"use {', '.join(FORMATS)}", ExitCode.USAGE)
     paths = list(files or ())
@@ -86,43 +80,11 @@ def rerank(
         raise QwenchError(
             "no candidates given", "name files or folders, or pipe lines into standard input", ExitCode.USAGE
         )
-    options = op.RerankOptions(
-        query=query,
-        model=model,
-        revision=revision,
-        offline=offline,
-        queries=queries,
-        run=run,
-        candidates=CandidateOptions(
-            paths=tuple(paths) or ("-",),
-            input=input,
-            nul=nul,
-            whole=whole,
-            read=ReadOptions(
-                include=tuple(include or ()),
-                exclude=tuple(exclude or ()),
-                text_field=text_field,
-                id_field=id_field,
-            ),
-        ),
-        top=top,
-        min_score=min_score,
-        stable=stable,
-        keep_going=keep_going,
-        chunk_tokens=chunk_tokens,
-        settings=RerankSettings(
-            instruction=instruction,
-            kind=kind,
-            max_tokens=max_tokens,
-            long=long,
-            device=device,
-            dtype=dtype,
-            kernels=kernels,
-            quantize=quantize,
-            threads=threads,
-            batch_tokens=batch_tokens,
-        ),
-    )
+    if format == "trec":
+        refuse(ctx, "lines of a TREC run have no room for it", "explain")
+    if nul:
+        refuse(ctx, "-0 reads file names", "input")
+    options = fill(op.RerankOptions, ctx.params, query=query, paths=tuple(paths) or ("-",), runtime=runtime)
     if selftest:
         _selftest(streams, op.selftest(options))
         return
@@ -131,7 +93,7 @@ def rerank(
         "json": lambda row: streams.document(_object(row, many, explain)),
         "trec": lambda row: streams.raw(_trec(row)),
         "text": lambda row: _text(streams, row, many, scores, explain),
-    }["json" if json and format == "text" else format]
+    }["json" if streams.json and format == "text" else format]
     result = streams.run(op.rerank(options, sys.stdin.buffer), show)
     if result["pairs"]:
         streams.talk(_done(result))

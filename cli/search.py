@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from . import hits, out
+from . import hits
 from .errors import ExitCode
-from .options import Device, Dtype, Index, Json, Kernels, Offline, Quiet, Threads, Verbose, complete_model
+from .options import Index, Talk, complete_model, fill, refuse, runtime
 
 EPILOG = """\b
 examples:
@@ -15,8 +15,12 @@ examples:
   qwench search notes.lance "ENOSPC" --hybrid -k 3 --json | jq -r '"\\(.path):\\(.start_line)"'
 """
 
+#: what --optimize without a question listens to
+OPTIMIZE = ("index", "optimize", "force", "query", "json", "quiet", "verbose")
+
 
 def search(
+    ctx: typer.Context,
     index: Index,
     query: Annotated[str, typer.Argument(help="The question.", show_default=False)] = "",
     k: Annotated[int, typer.Option("-k", min=1, help="Most hits.")] = 10,
@@ -38,14 +42,9 @@ def search(
     optimize: Annotated[bool, typer.Option("--optimize", help="Build an approximate index first.")] = False,
     force: Annotated[bool, typer.Option("--force", help="With --optimize: also below 100,000 passages.")] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Do not use an approximate index.")] = False,
-    offline: Offline = False,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    kernels: Kernels = "auto",
-    threads: Threads = 0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    runtime: runtime("offline", "device", "dtype", "kernels", "threads"),
+    streams: Talk,
 ) -> None:
     """Answer a question from an index.
 
@@ -53,10 +52,15 @@ def search(
     """
     from ..ops import search as op
 
-    streams = out.start(json, quiet, verbose)
+    if rerank is None:
+        refuse(ctx, "there is no --rerank", "rerank_from")
+    if not optimize:
+        refuse(ctx, "there is no --optimize", "force")
+    elif not query:
+        refuse(ctx, "no question is asked", *(p.name for p in ctx.command.params if p.name not in OPTIMIZE))
     if optimize:
         report = streams.run(op.optimize(index, force))
-        if json:
+        if streams.json:
             streams.document(report)
         else:
             streams.talk(
@@ -65,26 +69,7 @@ def search(
             )
         if not query:
             return
-    options = op.SearchOptions(
-        index=index,
-        query=query,
-        k=k,
-        min_score=min_score,
-        hybrid=hybrid,
-        filter=filter,
-        where_path=where_path,
-        model=model,
-        offline=offline,
-        task=task,
-        device=device,
-        dtype=dtype,
-        kernels=kernels,
-        threads=threads,
-        mark=mark and not files_only,
-        exact=exact,
-        rerank=rerank,
-        rerank_from=rerank_from,
-    )
+    options = fill(op.SearchOptions, ctx.params, mark=mark and not files_only, runtime=runtime)
     seen: set[str] = set()
     result = streams.run(op.search(options), lambda hit: hits.show(streams, hit, files_only, seen))
     if not result["hits"]:

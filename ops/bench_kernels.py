@@ -41,7 +41,7 @@ def bench(options: BenchOptions) -> Events:
 
     old = _baseline(options.baseline)
     _check_names(options)
-    where, threads = pick_device(options.device), pick_threads(options.threads)
+    where, threads = pick_device(options.runtime.device), pick_threads(options.runtime.threads)
     settle(threads.value)
     yield Chose("device", where.value, where.reason)
     yield Chose("threads", threads.value, threads.reason)

@@ -36,7 +36,7 @@ def convert(options: ConvertOptions) -> Events:
     from .conversion.stock import alike, check_options, compare_logits
 
     begun = time.monotonic()
-    source = open_source(options.src, options.revision, options.offline)
+    source = open_source(options.src, options.runtime.revision, options.runtime.offline)
     out = Path(os.path.abspath(options.out))
     apart(source, out)
     plan = plan_conversion(source, options)
@@ -46,7 +46,7 @@ def convert(options: ConvertOptions) -> Events:
         yield Warned("note", note)
     adapters = [adapter_file(Path(folder))[0] for folder in options.lora]
     state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in (*source.files, *adapters)}
-    losses, threads = Losses(), pick_threads(options.threads).value
+    losses, threads = Losses(), pick_threads(options.runtime.threads).value
     single = plan.shards[0].file if plan.shards[0].said else None
     staging = Staging(
         out,
@@ -110,11 +110,12 @@ def dry_run(options: ConvertOptions) -> Events:
     """The plan: Finished has it tensor by tensor, with the disk it needs and has."""
     import shutil
 
-    source = open_source(options.src, options.revision, options.offline)
+    source = open_source(options.src, options.runtime.revision, options.runtime.offline)
     out = Path(os.path.abspath(options.out))
     apart(source, out)
     plan = plan_conversion(source, options)
     free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else None
-    chosen = {k: v for k, v in asdict(options).items() if k not in ("src", "out")}
+    chosen = {k: v for k, v in asdict(options).items() if k not in ("src", "out", "runtime")}
+    chosen |= {k: getattr(options.runtime, k) for k in ("threads", "revision", "offline")}
     result = {"schema": 1, "out": options.out, "format": source.reader.format, "options": chosen, "free": free}
     yield Finished(result | {"shards": len(plan.shards)} | plan.to_dict())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .base.events import Advanced, Chose, Events, Finished, Produced, Started
+from .base.runtime import Runtime
 from .checkpoint.layout import layout_of, renamed
 from .conversion.compare import compare_tensor
 from .models.hub import open_source
 
 
-def diff(a: str, b: str, tolerance: float = 0.0, offline: bool = False) -> Events:
+def diff(a: str, b: str, tolerance: float, runtime: Runtime) -> Events:
     """Compare names, shapes, dtypes and values.
 
     Where one layout is flat and the other prefixed, names are compared without the prefix. Yields Produced for every
@@ -19,7 +20,7 @@ def diff(a: str, b: str, tolerance: float = 0.0, offline: bool = False) -> Event
     Raises:
         QwenchError: one of them is no checkpoint, or damaged.
     """
-    one, two = open_source(a, None, offline), open_source(b, None, offline)
+    one, two = (open_source(name, None, runtime.offline) for name in (a, b))
     layouts = layout_of(one.infos), layout_of(two.infos)
     bare = None not in layouts and layouts[0] != layouts[1]
     if bare:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .base.events import Events, Finished
+from .base.runtime import Runtime
 from .conversion.describe import describe
 from .models.hub import open_source
 
 
-def inspect(path: str, revision: str | None = None, offline: bool = False, tensors: bool = False) -> Events:
+def inspect(path: str, runtime: Runtime, tensors: bool = False) -> Events:
     """Describe a checkpoint without reading a tensor.
 
     Finished has format, architecture, parameters, bytes, dtypes, layout, tying, vocabulary, head, gates, streams,
@@ -16,4 +17,4 @@ def inspect(path: str, revision: str | None = None, offline: bool = False, tenso
     Raises:
         QwenchError: no checkpoint, or a damaged one.
     """
-    yield Finished(describe(open_source(path, revision, offline), tensors))
+    yield Finished(describe(open_source(path, runtime.revision, runtime.offline), tensors))

@@ -74,7 +74,7 @@ def dry_run(options: RecycleOptions) -> Events:
 def _begin(work: Work) -> Iterator[Event]:
     import torch
 
-    threads = pick_threads(work.o.threads)
+    threads = pick_threads(work.o.runtime.threads)
     torch.set_num_threads(threads.value)
     for name, choice in (("device", work.device), ("dtype", work.dtype), ("threads", threads)):
         yield Chose(name, choice.value, choice.reason)
@@ -134,7 +134,8 @@ def _write(work: Work, kept: dict[int, dict[str, Tensor]], result: dict[str, Any
     check_room(plan, work.out.parent, staging.held())
     with staging:
         yield Started("write", plan.nbytes, "B")
-        for count in write_tensors(plan, staging, Losses(), pick_threads(o.threads).value, work.source.reader.release):
+        threads = pick_threads(o.runtime.threads).value
+        for count in write_tensors(plan, staging, Losses(), threads, work.source.reader.release):
             yield Advanced("write", count)
         write_sides(plan, staging.part, work.source.folder)
         staging.commit()

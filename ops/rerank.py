@@ -13,15 +13,13 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from .base.errors import QwenchError
 from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
+from .scoring.reranker import Reranker, RerankSettings, Scored
 from .text.candidates import Candidate, CandidateOptions, read_candidates, read_queries, read_run
 from .text.chunks import ChunkOptions, Tokenize, tokenizers_adapter
-
-if TYPE_CHECKING:
-    from .scoring.reranker import Reranker, RerankSettings, Scored
 
 #: documents and characters tokenised and scored at a time
 WINDOW = 1024
@@ -45,8 +43,6 @@ class RerankOptions:
 
     query: str = ""
     model: str = "Qwen/Qwen3-Reranker-0.6B"
-    revision: str | None = None
-    offline: bool = False
     queries: str | None = None
     run: str | None = None
     candidates: CandidateOptions = field(default_factory=CandidateOptions)
@@ -55,7 +51,7 @@ class RerankOptions:
     stable: bool = False
     keep_going: bool = False
     chunk_tokens: int = 0
-    settings: RerankSettings | None = None
+    settings: RerankSettings = field(default_factory=RerankSettings)
 
 
 class Spool:
@@ -116,13 +112,12 @@ def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
         QwenchError: not a reranker; a bad input (unless keep_going); an empty or too long query.
     """
     from .models.hub import resolve
-    from .scoring.reranker import Reranker, RerankSettings
 
     queries = _queries(options)
     run = read_run(options.run) if options.run else None
     wanted = {d for documents in run.values() for d in documents} if run else None
-    checkpoint = resolve(options.model, options.revision, options.offline)
-    loaded = cache(lambda: Reranker(checkpoint, options.settings or RerankSettings()))
+    checkpoint = resolve(options.model, options.settings.runtime.revision, options.settings.runtime.offline)
+    loaded = cache(lambda: Reranker(checkpoint, options.settings))
     yield Started("read", None, "")
     spool, failed = Spool(), 0
     for event in read_candidates(options.candidates, stdin, cache(lambda: _cutting(loaded(), queries, options))):
@@ -232,8 +227,6 @@ def _windows(documents: Sequence[int], spool: Spool) -> Iterator[tuple[list[int]
 
 def _scores(model: Reranker, queries: list[tuple[str, str]], tables: dict[str, Table], spool: Spool) -> Events:
     """Fill the tables; queries that rank the same documents share the reading and tokenising of a window."""
-    from .scoring.reranker import Scored
-
     total = sum(len(t.documents) for t in tables.values())
     yield Started("rerank", total, "")
     groups: dict[Any, list[tuple[str, str]]] = {}
@@ -290,12 +283,11 @@ def _results(
 def selftest(options: RerankOptions) -> Events:
     """The published pair test: Finished has its rows and `right`, whether all are in the right order."""
     from .models.hub import resolve
-    from .scoring.reranker import Reranker, RerankSettings
     from .scoring.reranker import selftest as test
 
     yield Started("load", None, "")
-    checkpoint = resolve(options.model, options.revision, options.offline)
-    model = Reranker(checkpoint, options.settings or RerankSettings())
+    checkpoint = resolve(options.model, options.settings.runtime.revision, options.settings.runtime.offline)
+    model = Reranker(checkpoint, options.settings)
     yield from (Chose(name, c.value, c.reason) for name, c in model.choices.items())
     yield Started("test", None, "")
     rows = test(model)

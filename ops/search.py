@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .base.errors import QwenchError
 from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
+from .base.runtime import Runtime
 from .text.sentences import sentence_spans
 
 if TYPE_CHECKING:
@@ -42,16 +43,12 @@ class SearchOptions:
     filter: str | None = None
     where_path: str | None = None
     model: str | None = None
-    offline: bool = False
     task: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    kernels: str = "auto"
-    threads: int = 0
     mark: bool = True
     exact: bool = False
     rerank: str | None = None
     rerank_from: int = 50
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def search(options: SearchOptions) -> Events:
@@ -103,10 +100,7 @@ def _reranked(options: SearchOptions, hits: list[dict[str, Any]]) -> Generator[E
     from .scoring.reranker import Reranker, RerankSettings, Scored
 
     yield Started("load", None, "")
-    settings = RerankSettings(
-        device=options.device, dtype=options.dtype, kernels=options.kernels, threads=options.threads
-    )
-    reranker = Reranker(resolve(options.rerank, None, options.offline), settings)
+    reranker = Reranker(resolve(options.rerank, None, options.runtime.offline), RerankSettings(runtime=options.runtime))
     yield Chose("rerank", reranker.choices["kind"].value, reranker.choices["kind"].reason)
     yield Started("rerank", len(hits), "")
     question = reranker.question(options.query)
@@ -131,21 +125,20 @@ def load_for(fingerprint: Fingerprint, options: SearchOptions) -> Embedder:
 
     name = options.model or fingerprint.model
     revision = fingerprint.revision if fingerprint.model_kind == "hub" and name == fingerprint.model else None
-    checkpoint = resolve(name, revision, options.offline)
+    checkpoint = resolve(name, revision, options.runtime.offline)
     if checkpoint.revision != fingerprint.revision:
         raise QwenchError(
             f"the index was made with `{fingerprint.model}` at revision `{fingerprint.revision}`, and "
             f"`{name}` is now at `{checkpoint.revision}`: `{options.index}`",
             "search with that model, or embed again with --rebuild",
         )
-    dtype = options.dtype if options.dtype != "auto" else _index_dtype(fingerprint)
+    runtime = options.runtime
+    if runtime.dtype == "auto":
+        runtime = replace(runtime, dtype=_index_dtype(fingerprint))
     settings = EmbedSettings(
         dim=fingerprint.dim,
         max_tokens=fingerprint.max_tokens,
-        device=options.device,
-        dtype=dtype,
-        kernels=options.kernels,
-        threads=options.threads,
+        runtime=runtime,
     )
     return Embedder(checkpoint, settings)
 

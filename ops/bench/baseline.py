@@ -43,8 +43,8 @@ def measure(work: list[BenchOptions]) -> list[dict[str, Any]]:
     """Rows without roofs; all of `work` is for the same device and threads."""
     import torch
 
-    where = pick_device(work[0].device).value
-    settle(pick_threads(work[0].threads).value)
+    where = pick_device(work[0].runtime.device).value
+    settle(pick_threads(work[0].runtime.threads).value)
     rows = []
     with torch.inference_mode():
         measured(where, list(work[0].dtypes), 0.1)  # leaves the heap as a run does

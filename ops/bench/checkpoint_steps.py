@@ -12,6 +12,7 @@ from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Chose, Events, Finished, Started
+from ..base.runtime import Runtime
 from ..models.device import pick_threads
 from ..models.hub import resolve
 from ..models.nets import decoder, graph_step
@@ -24,9 +25,7 @@ from .environment import environment
 STEPS = 8
 
 
-def bench_model(
-    model: str, dtype: str, seq: int, batch: tuple[int, ...], device: str, threads: int, kernels: str = "auto"
-) -> Events:
+def bench_model(model: str, runtime: Runtime, seq: int, batch: tuple[int, ...]) -> Events:
     """Time a prefill of `seq` tokens and decode steps after it, for every batch.
 
     The split is of a run that goes kernel by kernel, with a clock around each; on CUDA it is the time that the GPU
@@ -37,11 +36,18 @@ def bench_model(
     """
     import torch
 
-    count = pick_threads(threads)
+    count = pick_threads(runtime.threads)
     torch.set_num_threads(count.value)
     yield Started("load")
     checkpoint = resolve(model)
-    loaded = load_causal(checkpoint, device=device, dtype=dtype, slots=max(batch), engine="torch", kernels=kernels)
+    loaded = load_causal(
+        checkpoint,
+        device=runtime.device,
+        dtype=runtime.dtype,
+        slots=max(batch),
+        engine="torch",
+        kernels=runtime.kernels,
+    )
     for name in ("device", "dtype", "kernels"):
         choice = getattr(loaded, name)
         yield Chose(name, choice.value, choice.reason)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.events import Advanced, Event, Produced, Started
+from ..base.runtime import Runtime
 from ..models.device import DTYPES, steady_heap
 from .cases import KERNELS, Case, cases
 from .measure import Rule, Sampler, arguments, fault, inputs, pulses, summary, truth
@@ -36,8 +37,7 @@ class BenchOptions:
     batch: tuple[int, ...] = (1,)
     seq: tuple[int, ...] = (256,)
     streams: tuple[int, ...] = (1, 2, 4, 8)
-    device: str = "auto"
-    threads: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
     rule: Rule = field(default_factory=Rule)
     save: Path | None = None
     baseline: Path | None = None

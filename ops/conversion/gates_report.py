@@ -1,4 +1,4 @@
-"""Attention sinks and massive activations, measured: the work behind `qwench convert --explain-gates`.
+"""Attention sinks, massive activations and gate scores, measured by transformers' own model.
 
 Gated Attention (arXiv 2505.06708, section 4 and figure 3): without gates the first token takes a large share of all
 attention and the residual stream has a few huge values; models trained with gates have neither.
@@ -6,95 +6,116 @@ attention and the residual stream has a few huge values; models trained with gat
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
-from ..base.events import Events, Finished, Started
-from ..models.hub import open_source
-from ..models.tokenizer import TextTokenizer
+from ..base.events import Advanced, Event, Started
+from ..checkpoint.reader import Source
 from .stock import stock_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: a gate score below this counts as closed
+CLOSED = 0.1
 
-def explain_gates(
-    model: str, text: str, plot: str | None = None, revision: str | None = None, offline: bool = False
-) -> Events:
-    """Measure what a language model does with its first token.
 
-    Finished has a row per layer: `first_token`, the mean over heads and positions after the first of the attention the
-    first token gets; `largest`, the largest magnitude in the residual stream after the layer; `gate`, the mean gate
-    score of gated attention, None without gates.
+class Account:
+    """What the layers of a model did with their first token, and their gates, over all texts.
+
+    Attributes:
+        share, pairs: attention to the first token, summed over heads and later positions, and their number.
+        largest: largest magnitude in the residual stream after each layer.
+        gate, closed, scores: sum of gate scores, how many are below CLOSED, and their number; of gated layers alone.
+        worst: (share, attention (n, n) mean over heads, layer) of the text and layer with the largest sink.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.share, self.pairs = [0.0] * layers, [0] * layers
+        self.largest = [0.0] * layers
+        self.gate, self.closed, self.scores = [0.0] * layers, [0] * layers, [0] * layers
+        self.worst: tuple[float, Tensor | None, int] = (-1.0, None, 0)
+
+    def watch(self, stock: Any) -> None:
+        """Hooks, since transformers' last hidden state comes after the final norm, and gates are in no output."""
+        for i, layer in enumerate(stock.model.layers):
+            layer.register_forward_hook(self._residual(i))
+            if stock.config.model_type == "qwen3_next":
+                layer.self_attn.q_proj.register_forward_hook(self._gates(i, stock.config.head_dim))
+
+    def _residual(self, layer: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            self.largest[layer] = max(self.largest[layer], hidden.abs().max().item())
+
+        return hook
+
+    def _gates(self, layer: int, width: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Tensor) -> None:
+            scores = output.unflatten(-1, (-1, 2 * width))[..., width:].sigmoid()
+            self.gate[layer] += scores.sum().item()
+            self.closed[layer] += int((scores < CLOSED).sum())
+            self.scores[layer] += scores.numel()
+
+        return hook
+
+    def read(self, attentions: Sequence[Tensor]) -> None:
+        """Take the attention (1, heads, n, n) of every layer over one text."""
+        for i, attention in enumerate(attentions):
+            first = attention[0, :, 1:, 0]
+            self.share[i] += first.sum().item()
+            self.pairs[i] += first.numel()
+            if (mean := first.mean().item()) > self.worst[0]:
+                self.worst = (mean, attention[0].mean(0), i)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each layer: layer, first_token, largest, gate and closed (None without gates)."""
+        return [
+            {
+                "layer": i,
+                "first_token": self.share[i] / self.pairs[i],
+                "largest": self.largest[i],
+                "gate": self.gate[i] / n if (n := self.scores[i]) else None,
+                "closed": self.closed[i] / n if n else None,
+            }
+            for i in range(len(self.share))
+        ]
+
+
+def measure_gates(source: Source, texts: Sequence[Sequence[int]], near: Path) -> Iterator[Event]:
+    """Run a language model over texts; yields progress, returns the `Account`.
 
     Args:
-        model: folder, weight file, hub id or packaged name.
-        text: what to read; two tokens at least.
-        plot: PNG or SVG file to draw.
+        texts: ids of each, two tokens at least.
+        near: folder with room for a temporary copy, where the checkpoint is no stock one.
 
     Raises:
-        QwenchError: no language model, no tokenizer, a text of one token, matplotlib is missing.
+        QwenchError: no language model of transformers.
     """
     import torch
 
-    if plot:
-        _pyplot()
-    source = open_source(model, revision, offline)
-    yield Started("read")
-    ids = torch.tensor([_ids(source, text)])
-    with stock_model(source, Path.cwd()) as stock:
-        gates: list[float | None] = [None] * stock.config.num_hidden_layers
-        largest = [0.0] * len(gates)
-        # Hooks, since transformers' last hidden state comes after the final norm.
-        for i, layer in enumerate(stock.model.layers):
-            layer.register_forward_hook(_largest_of(largest, i))
-            if stock.config.model_type == "qwen3_next":
-                layer.self_attn.q_proj.register_forward_hook(_gate_of(gates, i, stock.config.head_dim))
-        with torch.no_grad():
-            found = stock(ids, output_attentions=True)
-    rows = [
-        {
-            "layer": i,
-            "first_token": attention[0, :, 1:, 0].mean().item(),
-            "largest": largest[i],
-            "gate": gates[i],
-        }
-        for i, attention in enumerate(found.attentions)
-    ]
-    if plot:
-        _draw(rows, found.attentions, plot)
-    yield Finished({"schema": 1, "model": model, "tokens": ids.shape[1], "plot": plot, "layers": rows})
+    with stock_model(source, near) as stock:
+        account = Account(stock.config.num_hidden_layers)
+        account.watch(stock)
+        yield Started("read", sum(map(len, texts)), "tokens")
+        for ids in texts:
+            with torch.no_grad():
+                found = stock(torch.tensor([list(ids)]), output_attentions=True)
+            if found.attentions is None or any(a is None for a in found.attentions):
+                raise QwenchError(f"the model gives no attention weights: `{source.path}`", "measure a softmax decoder")
+            account.read(found.attentions)
+            yield Advanced("read", len(ids))
+    return account
 
 
-def _ids(source: Any, text: str) -> list[int]:
-    from tokenizers import Tokenizer
+def pyplot_or_say() -> Any:
+    """matplotlib without a screen.
 
-    if hasattr(source.reader, "sides"):
-        data = source.reader.sides().get("tokenizer.json")
-        ids = Tokenizer.from_str(data.decode()).encode(text, add_special_tokens=False).ids if data else []
-    else:
-        ids = TextTokenizer.load(source.folder).ids([text])[0]
-    if len(ids) < 2:
-        raise QwenchError("the text is one token, and attention to the first needs others", "give a sentence")
-    return ids
-
-
-def _gate_of(gates: list[float | None], layer: int, width: int) -> Any:
-    def hook(module: Any, inputs: Any, output: Tensor) -> None:
-        gates[layer] = output.unflatten(-1, (-1, 2 * width))[..., width:].sigmoid().mean().item()
-
-    return hook
-
-
-def _largest_of(largest: list[float], layer: int) -> Any:
-    def hook(module: Any, inputs: Any, output: Any) -> None:
-        largest[layer] = (output[0] if isinstance(output, tuple) else output).abs().max().item()
-
-    return hook
-
-
-def _pyplot() -> Any:
+    Raises:
+        QwenchError: it is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -105,9 +126,11 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _draw(rows: list[dict[str, Any]], attentions: Any, file: str) -> None:
+def draw(account: Account, file: str) -> None:
     """Left: both figures by layer; right: the attention of the layer with the largest sink."""
-    pyplot = _pyplot()
+    pyplot = pyplot_or_say()
+    rows, (_, attention, most) = account.rows(), account.worst
+    assert attention is not None
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     layers = [r["layer"] for r in rows]
     left.bar(layers, [r["first_token"] for r in rows], color="#4477aa", label="attention to the first token")
@@ -116,8 +139,7 @@ def _draw(rows: list[dict[str, Any]], attentions: Any, file: str) -> None:
     other.plot(layers, [r["largest"] for r in rows], color="#cc6677", marker="o", ms=3)
     other.set_ylabel("largest activation", color="#cc6677")
     other.set_yscale("log")
-    most = max(rows, key=lambda r: r["first_token"])["layer"]
-    image = right.imshow(attentions[most][0].mean(0).numpy(), cmap="viridis", vmin=0, interpolation="nearest")
+    image = right.imshow(attention.numpy(), cmap="viridis", vmin=0, interpolation="nearest")
     right.set(xlabel="attended token", ylabel="token", title=f"Attention of layer {most}, mean over heads")
     figure.colorbar(image, ax=right, shrink=0.85)
     figure.savefig(file, dpi=150)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..checkpoint.cast import pieces, same_bits
 from ..checkpoint.gates import GATES, apply_gates
 from ..checkpoint.gates import LAYOUTS as GATE_LAYOUTS
@@ -66,9 +67,7 @@ class ConvertOptions:
     allow_nan: bool = False
     resume: bool = False
     force: bool = False
-    threads: int = 0
-    revision: str | None = None
-    offline: bool = False
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def plan_conversion(source: Source, options: ConvertOptions) -> Plan:

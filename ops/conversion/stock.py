@@ -1,4 +1,4 @@
-"""Any checkpoint as transformers' own model: the witness for `--verify logits` and the subject of `--explain-gates`."""
+"""Any checkpoint as transformers' own model: the witness for `--verify logits` and the subject of `qwench gates`."""
 
 from __future__ import annotations
 

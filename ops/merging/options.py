@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..checkpoint.tensors import FLOATS
 from .methods import find_method, uses_base
 from .recipe import Part, Recipe, Slice, from_yaml
@@ -54,9 +55,7 @@ class MergeOptions:
     allow_mismatch: bool = False
     resume: bool = False
     force: bool = False
-    threads: int = 0
-    revision: str | None = None
-    offline: bool = False
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def recipe_of(options: MergeOptions) -> Recipe:

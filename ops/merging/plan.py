@@ -100,9 +100,9 @@ def _fitting(first: Input | Head, others: Sequence[Input | Head], sliced: bool, 
 
 def _before_download(recipe: Recipe, options: MergeOptions, sliced: bool) -> None:
     """Compare what the headers say while a model is still on the hub, so that none is fetched in vain."""
-    if options.offline:
+    if options.runtime.offline:
         return
-    remote = {m: found for m in recipe.models if (found := remote_headers(m, options.revision))}
+    remote = {m: found for m in recipe.models if (found := remote_headers(m, options.runtime.revision))}
     if not remote:
         return
     heads = []
@@ -119,7 +119,7 @@ def _open(model: str, options: MergeOptions) -> Input:
     name, plus, lora = model.partition("+")
     if plus and Path(model).exists():
         name, lora = model, ""
-    source = open_source(name, options.revision, options.offline)
+    source = open_source(name, options.runtime.revision, options.runtime.offline)
     how = ConvertOptions(name, options.out, to="safetensors", lora=(lora,) if lora else ())
     return Input(model, source, plan_conversion(source, how))
 

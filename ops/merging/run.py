@@ -47,7 +47,7 @@ def merge(options: MergeOptions, plot: Path | None = None, recipe: Recipe | None
     with staging:
         resumed = sum(o.nbytes for s in plan.shards for o in s.outputs if o.name in staging.done)
         yield Started("merge", plan.nbytes, "B")
-        for count in write_tensors(plan, staging, Losses(), pick_threads(options.threads).value, made.release):
+        for count in write_tensors(plan, staging, Losses(), pick_threads(options.runtime.threads).value, made.release):
             yield Advanced("merge", count)
         write_sides(plan, staging.part, first.source.folder)
         staging.commit()

@@ -95,10 +95,11 @@ def sweep(options: MergeOptions, wanted: str, measure: str, best: bool = False, 
     yield Started("sweep", len(opened) + len(plans))
     inputs, points = [], []
     for model in opened.values():
-        inputs.append({"model": model.model} | _measured(how, model.plan, model, model.model, options.threads))
+        inputs.append({"model": model.model} | _measured(how, model.plan, model, model.model, options.runtime.threads))
         yield Advanced("sweep", 1, detail=f"{how.metric} {inputs[-1][how.metric]:.4f}")
     for value, made in zip(asked.values, plans, strict=True):
-        points.append({asked.name: value} | _measured(how, made.plan, lead, f"{asked.name}={value}", options.threads))
+        found = _measured(how, made.plan, lead, f"{asked.name}={value}", options.runtime.threads)
+        points.append({asked.name: value} | found)
         yield Advanced("sweep", 1, detail=f"{asked.name} {value}: {how.metric} {points[-1][how.metric]:.4f}")
     top, of = _best(how, points), _best(how, inputs)
     gain = (of[how.metric] - top[how.metric]) * (1 if how.lower else -1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..checkpoint.sidecars import read_json
 from ..kernels.choose import pick_kernels, use
 from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
@@ -44,15 +45,7 @@ class Loaded:
     head: Any = None
 
 
-def load_encoder(
-    checkpoint: Checkpoint,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantize: str = "none",
-    head: Head | None = None,
-    kernels: str = "auto",
-) -> Loaded:
+def load_encoder(checkpoint: Checkpoint, runtime: Runtime | None = None, *, head: Head | None = None) -> Loaded:
     """Load a text encoder, with a score head where a `head` function takes one.
 
     BERT and Qwen/Llama decoders run on this package's packed code; everything else on transformers.
@@ -62,6 +55,8 @@ def load_encoder(
     """
     import torch
 
+    asked = runtime or Runtime()
+    dtype, quantize = asked.dtype, asked.quantize
     if checkpoint.kind == "gguf" or checkpoint.path.is_file():
         raise QwenchError(
             f"GGUF files cannot be run directly yet: `{checkpoint.name}`",
@@ -70,7 +65,7 @@ def load_encoder(
     folder = checkpoint.path
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
-    where = pick_device(device)
+    where = pick_device(asked.device)
     if kind == "bert":
         from .nets import bert as family
         from .nets.bert import BertEncoder as Encoder
@@ -87,7 +82,7 @@ def load_encoder(
         numbers = Choice("float32", f"what --quantize {quantize} computes its activations in; this CPU {units}")
     else:
         numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
-    linear, fast = linear_maker(quantize, where.value), pick_kernels(kernels, where.value)
+    linear, fast = linear_maker(quantize, where.value), pick_kernels(asked.kernels, where.value)
     if quantize == "none" and (found := native_maker(fast.value, numbers.value)):
         linear = found
         # The product widens in registers: exact, at half the memory.

@@ -42,7 +42,8 @@ class ChatTemplate:
             self._template = room.from_string(source)
         except TemplateError as error:
             raise QwenchError(
-                f"the chat template cannot be read ({error})", "give --template raw, or mend it"
+                f"the chat template cannot be read ({error})",
+                "mend it, or copy that of the original checkpoint: tokenizer_config.json or chat_template.jinja",
             ) from error
 
     @classmethod

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..models.device import Choice, pick_threads, steady_heap
 from ..models.hub import Checkpoint
 from ..models.layouts import DECODERS, Layout, read_layout
@@ -35,12 +36,8 @@ class EmbedSettings:
     task: str | None = None
     prompt_name: str | None = None
     max_tokens: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: str = "none"
-    kernels: str = "auto"
-    threads: int = 0
     batch_tokens: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 class Embedder:
@@ -60,15 +57,9 @@ class Embedder:
 
         self.checkpoint, self.settings = checkpoint, settings
         steady_heap()
-        threads = pick_threads(settings.threads)
+        threads = pick_threads(settings.runtime.threads)
         torch.set_num_threads(threads.value)
-        loaded = load_encoder(
-            checkpoint,
-            device=settings.device,
-            dtype=settings.dtype,
-            quantize=settings.quantize,
-            kernels=settings.kernels,
-        )
+        loaded = load_encoder(checkpoint, settings.runtime)
         self.encoder = loaded.encoder
         self.layout = read_layout(checkpoint.path, loaded.config)
         self.tokenizer = load_embed_tokenizer(checkpoint, self.layout, loaded.config)
@@ -154,7 +145,7 @@ class Embedder:
             "normalize": self.layout.normalize,
             "dim": self.dim,
             "dtype": self.choices["dtype"].value,
-            "quantize": self.settings.quantize,
+            "quantize": self.settings.runtime.quantize,
             "max_tokens": self.max_tokens,
         }
 

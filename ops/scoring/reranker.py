@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..checkpoint.sidecars import read_json
 from ..models.device import Choice, pick_threads, steady_heap
 from ..models.hub import Checkpoint
@@ -37,12 +38,8 @@ class RerankSettings:
     kind: str = "auto"
     max_tokens: int | None = None
     long: str = "truncate"
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: str = "none"
-    kernels: str = "auto"
-    threads: int = 0
     batch_tokens: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 @dataclass(slots=True)
@@ -86,18 +83,17 @@ class Reranker:
             raise QwenchError(f"unknown --long: `{settings.long}`", f"use {', '.join(LONG)}", code=2)
         self.checkpoint, self.settings = checkpoint, settings
         steady_heap()
-        threads = pick_threads(settings.threads)
+        threads = pick_threads(settings.runtime.threads)
         torch.set_num_threads(threads.value)
         config = read_json(checkpoint.path / "config.json") if checkpoint.path.is_dir() else {}
         kind = decide_kind(checkpoint.path, config, settings.kind)
-        shared = {name: getattr(settings, name) for name in ("device", "dtype", "quantize", "kernels")}
         self.scorer: PromptScorer | PairScorer
         if kind.value == "cross-encoder":
             if settings.instruction is not None:
                 raise QwenchError("--instruction is for models with a prompt, and this is a cross-encoder", code=2)
-            self.scorer = PairScorer(checkpoint, shared)
+            self.scorer = PairScorer(checkpoint, settings.runtime)
         else:
-            self.scorer = PromptScorer(checkpoint, kind.value, settings.instruction, shared)
+            self.scorer = PromptScorer(checkpoint, kind.value, settings.instruction, settings.runtime)
         self.sigmoid = wants_sigmoid(config)
         self.max_tokens = self._limit(settings.max_tokens)
         loaded = self.scorer.loaded

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..checkpoint.sidecars import read_json
 from ..models.device import Choice
 from ..models.hub import Checkpoint
@@ -61,13 +62,13 @@ class PromptScorer:
         QwenchError: no head, yes or no are not single tokens, or an architecture that is not a known decoder.
     """
 
-    def __init__(self, checkpoint: Checkpoint, kind: str, instruction: str | None, settings: dict[str, Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint, kind: str, instruction: str | None, runtime: Runtime) -> None:
         self.tokenizer = TextTokenizer.load(checkpoint.path)
         self.template = read_template(checkpoint.path)
         self.instruction = self.template.instruction if instruction is None else instruction
         self.answers = _answer_ids(checkpoint, self.tokenizer) if kind == "lm" else None
         head = self._lm_head if kind == "lm" else _classifier_head
-        self.loaded: Loaded = load_encoder(checkpoint, head=head, **settings)
+        self.loaded: Loaded = load_encoder(checkpoint, runtime, head=head)
         if not isinstance(self.loaded.encoder, DecoderEncoder):
             raise QwenchError(f"not a decoder that prompts can be scored with: `{checkpoint.name}`", HINT)
         self.encoder = self.loaded.encoder
@@ -161,9 +162,9 @@ class PairScorer:
         QwenchError: no classifier among the weights, or more than two labels.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
         self.tokenizer = TextTokenizer.load(checkpoint.path)
-        self.loaded: Loaded = load_encoder(checkpoint, head=_bert_head, **settings)
+        self.loaded: Loaded = load_encoder(checkpoint, runtime, head=_bert_head)
         label_count(self.loaded.config)
         self.encoder = self.loaded.encoder
         self.device = self.loaded.device.value

@@ -15,13 +15,13 @@ from ..base.events import Advanced, Chose, Event, Started, Warned
 from ..text.chunks import ChunkOptions
 from ..text.documents import ReadOptions, find_files, read_documents
 from ..text.feed import Entry, Feed
+from .embedder import Embedder, EmbedSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..index.fingerprint import Fingerprint
     from ..models.hub import Checkpoint
-    from .embedder import Embedder, EmbedSettings
 
 #: a window is what about this many seconds of embedding take, so that a kill loses no more than that
 WINDOW_SECONDS = 10.0
@@ -43,8 +43,6 @@ class EmbedOptions:
     paths: Sequence[str]
     out: str | None = None
     model: str = "Qwen/Qwen3-Embedding-0.6B"
-    revision: str | None = None
-    offline: bool = False
     read: ReadOptions = field(default_factory=ReadOptions)
     chunk_tokens: int = 0
     chunk_overlap: int = 0
@@ -53,7 +51,7 @@ class EmbedOptions:
     precision: str = "float32"
     rebuild: bool = False
     prune: bool = False
-    settings: EmbedSettings | None = None
+    settings: EmbedSettings = field(default_factory=EmbedSettings)
 
 
 class Reuse:
@@ -85,13 +83,12 @@ class Session:
 
     def __init__(self, options: EmbedOptions) -> None:
         from ..models.hub import resolve
-        from .embedder import Embedder, EmbedSettings
 
-        settings = options.settings or EmbedSettings()
+        settings = options.settings
         if options.role not in ("document", "query"):
             raise QwenchError(f"unknown role: `{options.role}`", "use document or query", code=2)
         self.options = options
-        self.checkpoint: Checkpoint = resolve(options.model, options.revision, options.offline)
+        self.checkpoint: Checkpoint = resolve(options.model, settings.runtime.revision, settings.runtime.offline)
         self.model: Embedder = Embedder(self.checkpoint, settings)
         layout = self.model.layout
         self.query_prompt = layout.prompt("query", settings.task)

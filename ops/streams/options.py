@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..text.inputs import ReadOptions
 from ..training.options import SCHEDULES
 
@@ -53,13 +54,9 @@ class RecycleOptions:
     baseline: bool = False
     gradient_checkpointing: bool = False
     seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 0
     resume: bool = False
     force: bool = False
-    revision: str | None = None
-    offline: bool = False
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def check(o: RecycleOptions) -> None:

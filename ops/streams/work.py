@@ -49,14 +49,14 @@ class Work:
             raise QwenchError(f"the output is there already: `{self.out}`", "choose another name, or add --force")
         if not self.out.parent.is_dir():
             raise QwenchError(f"the folder of the output is not there: `{self.out.parent}`", "make it first")
-        self.source: Source = open_source(options.model, options.revision, options.offline)
+        self.source: Source = open_source(options.model, options.runtime.revision, options.runtime.offline)
         apart(self.source, self.out)
         self.plan = self._plan()
         self.config: dict[str, Any] = json.loads(self.plan.side.get("config.json") or b"null") or self.source.config()
         check_family(self.config)
-        self.device = pick_device(options.device)
+        self.device = pick_device(options.runtime.device)
         stored = next((x.dtype for x in self.plan.outputs if len(x.shape) > 1), "float32")
-        self.dtype = training_dtype(options.dtype, self.device.value, stored)
+        self.dtype = training_dtype(options.runtime.dtype, self.device.value, stored)
         self.losses: dict[str, dict[str, Any]] = {}
         self._lock: int | None = None
 
@@ -181,7 +181,7 @@ class Work:
             frozen=o.train == "added",
             seed=o.seed,
             device=self.device.value.partition(":")[0],
-            threads=pick_threads(o.threads).value,
+            threads=pick_threads(o.runtime.threads).value,
         )
 
     def measured(self, name: str) -> Iterator[Event]:

@@ -6,12 +6,13 @@ import json
 import os
 import random
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.events import Chose, Events, Finished, Produced, Started, Warned
+from ..base.runtime import Runtime
 from ..models.device import pick_threads
 from ..models.hub import resolve
 from .generate import Generator, Request, Turn
@@ -33,8 +34,6 @@ class ChatOptions:
     """
 
     model: str = "Qwen/Qwen3-0.6B"
-    revision: str | None = None
-    offline: bool = False
     system: str | None = None
     think_budget: str = "-1"
     think_stop: str = "hard"
@@ -47,13 +46,8 @@ class ChatOptions:
     seed: int | None = None
     context: int = 0
     slots: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    kernels: str = "auto"
-    quantize: str = "none"
-    engine: str = "auto"
-    threads: int = 0
     streams: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 class Chat:
@@ -88,20 +82,21 @@ class Chat:
         import torch
 
         o = self.options
-        threads = pick_threads(o.threads)
+        r = o.runtime
+        threads = pick_threads(r.threads)
         torch.set_num_threads(threads.value)
         yield Chose("threads", threads.value, threads.reason)
         yield Started("load")
-        checkpoint = resolve(o.model, o.revision, o.offline)
+        checkpoint = resolve(o.model, r.revision, r.offline)
         self.loaded = load_causal(
             checkpoint,
-            device=o.device,
-            dtype=o.dtype,
-            quantize=o.quantize,
+            device=r.device,
+            dtype=r.dtype,
+            quantize=r.quantize,
             context=o.context,
             slots=o.slots,
-            engine=o.engine,
-            kernels=o.kernels,
+            engine=r.engine,
+            kernels=r.kernels,
             threads=threads.value,
             streams=o.streams,
         )
@@ -132,7 +127,14 @@ class Chat:
         Raises:
             QwenchError: see `load`.
         """
-        other = Chat(replace(self.options, model=model, revision=None, think_budget=str(self.budget)))
+        other = Chat(
+            replace(
+                self.options,
+                model=model,
+                think_budget=str(self.budget),
+                runtime=replace(self.options.runtime, revision=None),
+            )
+        )
         yield from other.load()
         self.options, self.loaded, self.think, self.generator = (
             other.options,

@@ -12,6 +12,7 @@ import torch
 from qwench.ops import bench_kernels as op
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Finished
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.bench import baseline as bench_compare
 from qwench.ops.bench import providers, roofs
 from qwench.ops.bench import run as bench_run
@@ -53,7 +54,14 @@ def finished(events) -> dict:
 
 
 def options(**changed) -> op.BenchOptions:
-    given = {"shape": "tiny", "batch": (2,), "seq": (3,), "streams": (1, 2), "device": "cpu", "rule": RULE}
+    given = {
+        "shape": "tiny",
+        "batch": (2,),
+        "seq": (3,),
+        "streams": (1, 2),
+        "runtime": Runtime(device="cpu"),
+        "rule": RULE,
+    }
     return op.BenchOptions(**given | changed)
 
 
@@ -422,7 +430,7 @@ def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str, eager_again: None
     """Every kernel has its time, streams' own attention too, and the parts are the whole."""
     name, _, streams = kind.partition(" ")
     folder = streamed(tmp_path, name) if streams else byte_decoder(tmp_path / "m", name)
-    events = bench_model(str(folder), "float32", 32, (1, 2), "cpu", 0)
+    events = bench_model(str(folder), Runtime(device="cpu", dtype="float32"), 32, (1, 2))
     (result,) = (e.result for e in events if isinstance(e, Finished))
     assert [(s["step"], s["batch"]) for s in result["steps"]] == [
         (step, rows) for rows in (1, 2) for step in ("prefill", "decode")

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Finished, Warned
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.checkpoint.cast import same_bits
 from qwench.ops.checkpoint.plan import parse_size
 from qwench.ops.checkpoint.reader import Source
@@ -155,7 +156,7 @@ def test_reranker_becomes_a_classifier_and_back(lm: Path, tmp_path: Path, labels
     from transformers import AutoModelForSequenceClassification
 
     run(lm, tmp_path / "c", head="reranker", labels=labels, verify="bits")
-    models = [Reranker(resolve(str(p)), RerankSettings(device="cpu")) for p in (lm, tmp_path / "c")]
+    models = [Reranker(resolve(str(p)), RerankSettings(runtime=Runtime(device="cpu"))) for p in (lm, tmp_path / "c")]
     assert models[1].choices["kind"].value == "classifier"
     documents = tiny.real_texts(8)
     scores = [[s.score for s in m.score(m.question("errors"), documents)] for m in models]
@@ -180,7 +181,7 @@ def test_a_language_model_becomes_an_embedder(lm: Path, tmp_path: Path, layout: 
     from qwench.ops.models.hub import resolve
     from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 
-    embedder = Embedder(resolve(str(tmp_path / "e")), EmbedSettings(device="cpu"))
+    embedder = Embedder(resolve(str(tmp_path / "e")), EmbedSettings(runtime=Runtime(device="cpu")))
     texts = tiny.real_texts(6)
     got = embedder.embed(embedder.query_ids(texts, embedder.layout.prompt("query")))
     want = SentenceTransformer(str(tmp_path / "e"), device="cpu").encode(texts, prompt_name="query")
@@ -305,7 +306,7 @@ def test_an_interrupted_run_is_gone_on_with(lm: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(writer, "_pwrite", full)
     with pytest.raises(OSError, match="No space"):
-        run(lm, tmp_path / "out", dtype="float16", threads=1)
+        run(lm, tmp_path / "out", dtype="float16", runtime=Runtime(threads=1))
     monkeypatch.setattr(writer, "_pwrite", plain)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.part").is_dir()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.hub import resolve
 from qwench.ops.scoring.reranker import Reranker, RerankSettings
 
@@ -32,7 +33,7 @@ def wanted(model: Path) -> list[str]:
 
 def ranked(model: Path, query: str, texts: list[str]) -> list[str]:
     """The texts best first, each scored alone."""
-    reranker = Reranker(resolve(str(model)), RerankSettings(device="cpu"))
+    reranker = Reranker(resolve(str(model)), RerankSettings(runtime=Runtime(device="cpu")))
     question = reranker.question(query)
     return sorted(texts, key=lambda t: -reranker.score(question, [t])[0].score)
 

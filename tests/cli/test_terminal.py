@@ -173,7 +173,7 @@ def test_tensor_names_paths_and_passages_are_escaped(tmp_path: Path, qwench: Run
     assert "n\x1b[2Jame.txt" in listed.stdout
 
 
-@pytest.mark.parametrize("command", ["embed", "rerank", "tokenizer", "bench"])
+@pytest.mark.parametrize("command", ["embed", "rerank", "tokenizer", "gates"])
 def test_code_of_a_model_folder_never_runs(tmp_path: Path, qwench: Run, command: str) -> None:
     folder = tiny.cross_encoder(tmp_path / "model")
     ran = tmp_path / "ran"
@@ -196,7 +196,7 @@ def test_code_of_a_model_folder_never_runs(tmp_path: Path, qwench: Run, command:
         "embed": ("embed", "-", "--model", folder, "--out", "-"),
         "rerank": ("rerank", "q", "-", "--model", folder, "--kind", "cross-encoder"),
         "tokenizer": ("embed", "-", "--model", folder, "--out", "-"),
-        "bench": ("convert", folder, "out.txt", "--explain-gates"),
+        "gates": ("gates", folder, "out.txt"),
     }[command]
     (tmp_path / "out.txt").write_text("text")
     done = qwench(*words, input="y\n" * 9, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""`--verify logits` and `--explain-gates`: transformers as the witness."""
+"""`--verify logits` and `qwench gates`: transformers as the witness."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.checkpoint.reader import Source
-from qwench.ops.conversion.gates_report import explain_gates
 from qwench.ops.convert import ConvertOptions, convert
+from qwench.ops.gates import gates
 
 from tests import tiny
 from tests.checkpoint.test_checkpoint import run
@@ -64,7 +64,7 @@ def test_sinks_are_measured(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(tmp_path)
     text = "attention sinks are where attention goes when it has nowhere to go"
-    found = list(explain_gates(str(model), text, str(tmp_path / "a.png")))[-1].result
+    found = list(gates(str(model), [text], str(tmp_path / "a.png")))[-1].result
     stock = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
     from transformers import AutoTokenizer
 
@@ -87,23 +87,42 @@ def test_inserted_gates_are_half_open(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run(model, tmp_path / "gated", gate="headwise", gate_layout=layout)
-    plain = list(explain_gates(str(model), "one two three"))[-1].result["layers"]
-    rows = list(explain_gates(str(tmp_path / "gated"), "one two three"))[-1].result["layers"]
-    assert [r["gate"] for r in rows] == [0.5] * len(rows)
+    plain = list(gates(str(model), ["one two three"]))[-1].result["layers"]
+    rows = list(gates(str(tmp_path / "gated"), ["one two three"]))[-1].result["layers"]
+    assert [(r["gate"], r["closed"]) for r in rows] == [(0.5, 0.0)] * len(rows)
     assert [r["first_token"] for r in rows] == pytest.approx([r["first_token"] for r in plain], rel=1e-5)
 
 
-def test_explaining_from_the_shell(qwench: Run, model: Path, tmp_path: Path) -> None:
-    done = qwench("convert", model, "a few words of text", "--explain-gates", "--json", cwd=tmp_path)
+def test_gates_from_the_shell(qwench: Run, model: Path, tmp_path: Path) -> None:
+    done = qwench("gates", model, "a few words of text", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["layers"]) == Source(model).config()["num_hidden_layers"]
-    done = qwench("convert", model, "a", "--explain-gates", cwd=tmp_path)
-    assert (done.returncode, "one token" in done.stderr) == (1, True)
-    assert qwench("convert", model, tmp_path / "out", "--plot", "x.png").returncode == 2
+    done = qwench("gates", model, "a", cwd=tmp_path)
+    assert (done.returncode, "no such file: `a`" in done.stderr) == (1, True)
+    (tmp_path / "one.txt").write_text("a")
+    done = qwench("gates", model, "one.txt", cwd=tmp_path)
+    assert (done.returncode, "more than one token" in done.stderr) == (1, True)
+    done = qwench("gates", model, "-", "--max-tokens", "3", input="some words on standard input", cwd=tmp_path)
+    assert done.returncode == 0 and "is cut from" in done.stderr and "3 tokens of 1 texts" in done.stderr
+
+
+def test_texts_count_by_their_tokens(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two texts together are the mean of both, weighted by heads times later positions."""
+    monkeypatch.chdir(tmp_path)
+    texts = ["one two three", "many more words than there were in the other text"]
+    (tmp_path / "second.txt").write_text(texts[1])
+    alone = [list(gates(str(model), [t]))[-1].result for t in texts]
+    both = list(gates(str(model), [texts[0], "second.txt"]))[-1].result
+    assert (both["texts"], both["tokens"]) == (2, alone[0]["tokens"] + alone[1]["tokens"])
+    later = [a["tokens"] - 1 for a in alone]
+    for row, a, b in zip(both["layers"], *(x["layers"] for x in alone), strict=True):
+        wanted = (a["first_token"] * later[0] + b["first_token"] * later[1]) / sum(later)
+        assert row["first_token"] == pytest.approx(wanted, rel=1e-6)
+        assert row["largest"] == pytest.approx(max(a["largest"], b["largest"]), rel=1e-6)
 
 
 def test_a_missing_matplotlib_names_the_command(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(QwenchError, match="drawing needs matplotlib") as caught:
-        list(explain_gates(str(model), "some words", "x.png"))
+        list(gates(str(model), ["some words"], "x.png"))
     assert "qwench[plot]" in str(caught.value.hint)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from qwench.ops.base.events import Finished
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.bench.checkpoint_steps import bench_model
 from qwench.ops.kernels import choose
 from qwench.ops.models.hub import resolve
@@ -65,7 +66,9 @@ def test_embedding_on_cuda(tmp_path: Path, kind: str, kernels: str) -> None:
     folder = tiny.qwen3_embedding(tmp_path / "m") if kind == "qwen3" else tiny.tiny_bert(tmp_path / "m")
     vectors = {}
     for device in ("cpu", "cuda"):
-        settings = EmbedSettings(device=device, dtype="float32", kernels=kernels if device == "cuda" else "eager")
+        settings = EmbedSettings(
+            runtime=Runtime(device=device, dtype="float32", kernels=kernels if device == "cuda" else "eager")
+        )
         model = Embedder(resolve(str(folder)), settings)
         limit = model.content_limit()
         ids = model.tokenizer.ids(tiny.real_texts(40))
@@ -99,7 +102,9 @@ def test_reranking_on_cuda(tmp_path: Path, kernels: str) -> None:
     for device in ("cpu", "cuda"):
         model = Reranker(
             resolve(str(folder)),
-            RerankSettings(device=device, dtype="float32", kernels=kernels if device == "cuda" else "eager"),
+            RerankSettings(
+                runtime=Runtime(device=device, dtype="float32", kernels=kernels if device == "cuda" else "eager")
+            ),
         )
         scores[device] = [s.margin for s in model.score(model.question("How are errors handled?"), texts)]
     np.testing.assert_allclose(scores["cuda"], scores["cpu"], atol=1e-3)
@@ -112,7 +117,9 @@ def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str, kernels: str) -> 
     name, _, streams = kind.partition(" ")
     folder = streamed(tmp_path, name) if streams else tiny.byte_decoder(tmp_path / "m", name)
     (result,) = (
-        e.result for e in bench_model(str(folder), "auto", 32, (1, 2), "cuda", 0, kernels) if isinstance(e, Finished)
+        e.result
+        for e in bench_model(str(folder), Runtime(device="cuda", kernels=kernels), 32, (1, 2))
+        if isinstance(e, Finished)
     )
     for step in result["steps"]:
         parts = step["parts"]

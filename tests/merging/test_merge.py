@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.merge import MergeOptions, merge
 from qwench.ops.merging.arithmetic import Job, slerp
 from qwench.ops.merging.methods import find_method
@@ -170,8 +171,8 @@ def test_dare_and_della_follow_the_seed_and_nothing_else(models, tmp_path: Path)
     base = str(models["float32"]["base"])
     for method in ("dare_ties", "della"):
         how = {"method": method, "models": inputs, "base": base, "weight": "0.5", "param": ("density=0.5",)}
-        one = merged(tmp_path / f"{method}1", seed=7, threads=1, **how)
-        two = merged(tmp_path / f"{method}2", seed=7, threads=4, **how)
+        one = merged(tmp_path / f"{method}1", seed=7, runtime=Runtime(threads=1), **how)
+        two = merged(tmp_path / f"{method}2", seed=7, runtime=Runtime(threads=4), **how)
         other = merged(tmp_path / f"{method}3", seed=8, **how)
         assert all(torch.equal(one[k], two[k]) for k in one)
         assert any(not torch.equal(one[k], other[k]) for k in one)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.hub import resolve
 from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 
@@ -21,7 +22,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def embedder(path: Path | str, **settings: object) -> Embedder:
-    return Embedder(resolve(str(path)), EmbedSettings(device="cpu", **settings))
+    return Embedder(resolve(str(path)), EmbedSettings(**settings, runtime=Runtime(device="cpu")))
 
 
 def documents(model: Embedder, texts: list[str]) -> np.ndarray:
@@ -146,7 +147,7 @@ def test_decoder_families_equal_transformers(tmp_path: Path, kind: str) -> None:
         for p in theirs.parameters():
             p.normal_(std=0.3)
     theirs.save_pretrained(tmp_path)
-    encoder = load_encoder(resolve(str(tmp_path)), device="cpu").encoder
+    encoder = load_encoder(resolve(str(tmp_path)), Runtime(device="cpu")).encoder
     lengths = [9, 9, 3, 20]
     ids = torch.randint(0, 100, (sum(lengths),))
     with torch.inference_mode():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.hub import resolve
 from qwench.ops.scoring.reranker import Reranker, RerankSettings, selftest
 from qwench.ops.text.prompts import RERANK_DEFAULT_INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **settings: Any) -> Reranker:
-    return Reranker(resolve(str(folder)), RerankSettings(dtype="float32", device="cpu", **settings))
+    return Reranker(resolve(str(folder)), RerankSettings(**settings, runtime=Runtime(dtype="float32", device="cpu")))
 
 
 def texts(count: int, tokens: int = 2000) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from qwench.ops import parscale_recycle as op
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Advanced, Finished, Produced, Warned
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.tokenizer import TextTokenizer
 from qwench.ops.streams.measure import gain, held_out, streams_apart
 from qwench.ops.streams.work import Work
@@ -52,10 +53,10 @@ def options(home: Path, folder: Path, **changes: object) -> op.RecycleOptions:
         batch=2,
         prefix_tokens=4,
         eval_tokens=512,
-        dtype="float32",
         log_every=1,
         lr=0.02,
         streams=(2,),
+        runtime=Runtime(dtype="float32"),
     )
     return replace(made, **changes)
 
