@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from .base.errors import QwenchError
 from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
+from .kernels.choose import prepared
 from .scoring.reranker import Reranker, RerankSettings, Scored
 from .text.candidates import Candidate, CandidateOptions, read_candidates, read_queries, read_run
 from .text.chunks import ChunkOptions, Tokenize, tokenizers_adapter
@@ -116,8 +117,10 @@ def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
     queries = _queries(options)
     run = read_run(options.run) if options.run else None
     wanted = {d for documents in run.values() for d in documents} if run else None
-    checkpoint = resolve(options.model, options.settings.runtime.revision, options.settings.runtime.offline)
+    asked = options.settings.runtime
+    checkpoint = resolve(options.model, asked.revision, asked.offline)
     loaded = cache(lambda: Reranker(checkpoint, options.settings))
+    yield from prepared(asked.kernels, asked.device)
     yield Started("read", None, "")
     spool, failed = Spool(), 0
     for event in read_candidates(options.candidates, stdin, cache(lambda: _cutting(loaded(), queries, options))):
@@ -286,7 +289,9 @@ def selftest(options: RerankOptions) -> Events:
     from .scoring.reranker import selftest as test
 
     yield Started("load", None, "")
-    checkpoint = resolve(options.model, options.settings.runtime.revision, options.settings.runtime.offline)
+    asked = options.settings.runtime
+    checkpoint = resolve(options.model, asked.revision, asked.offline)
+    yield from prepared(asked.kernels, asked.device)
     model = Reranker(checkpoint, options.settings)
     yield from (Chose(name, c.value, c.reason) for name, c in model.choices.items())
     yield Started("test", None, "")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .base.errors import QwenchError
 from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .base.runtime import Runtime
+from .kernels.choose import prepared
 from .text.sentences import sentence_spans
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def search(options: SearchOptions) -> Events:
         raise QwenchError(f"-k must be at least 1, not {options.k}", code=2)
     index = open_for_search(options.index)
     yield Started("load", None, "")
+    yield from prepared(options.kernels, options.device)
     model = load_for(index.fingerprint, options)
     for name in ("device", "dtype", "threads", "engine", "kernels"):
         yield Chose(name, model.choices[name].value, model.choices[name].reason)

@@ -122,7 +122,7 @@ def test_a_planted_violation_is_found(place: str, line: str, monkeypatch: pytest
         ("ops/planted.py", "from .models.hub import resolve\nfrom .base import events"),
         (
             "ops/models/nets/planted.py",
-            "from ...kernels.choose import use\nfrom ..hub import resolve\nfrom . import causal",
+            "from ...kernels.choose import bind\nfrom ..hub import resolve\nfrom . import causal",
         ),
         ("ops/writing/planted.py", "from ..scoring import embedder"),
         ("cli/planted.py", "from ..ops.base.errors import QwenchError\ndef f():\n    from ..ops import embed"),

@@ -7,15 +7,16 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Chose, Events, Finished, Started
 from ..base.runtime import Runtime
+from ..kernels.choose import prepared
 from ..models.device import pick_threads
 from ..models.hub import resolve
-from ..models.nets import decoder, graph_step
 from ..models.nets import step as passes
 from ..models.nets.causal import CausalDecoder
 from ..writing.load import load_causal
@@ -40,6 +41,7 @@ def bench_model(model: str, runtime: Runtime, seq: int, batch: tuple[int, ...]) 
     torch.set_num_threads(count.value)
     yield Started("load")
     checkpoint = resolve(model)
+    yield from prepared(runtime.kernels, runtime.device)
     loaded = load_causal(
         checkpoint,
         device=runtime.device,
@@ -192,19 +194,19 @@ def _around_kernels(
     engine: CausalDecoder, wrapped: Callable[[str, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
     """Every kernel of the engine is `wrapped`, by its name, while the block runs."""
-    spots = [(decoder, name, name) for name in ("rms_norm", "norm_rotate", "silu_mul")]
-    spots += [(kind, "_attended", "attention") for kind in (passes.Step, *passes.Step.__subclasses__())]
-    spots += [(passes.Step, "_at_once", "attention"), (passes, "gated", "gated"), (engine, "head", "product head")]
+    spots = [(kind, "_attended", "attention") for kind in (passes.Step, *passes.Step.__subclasses__())]
+    spots += [(passes.Step, "_at_once", "attention"), (engine, "head", "product head")]
     if engine.streams > 1:
         spots.append((engine, "_summed", "aggregate"))
     if engine._graph:
         from ..kernels.triton import elementwise as triton_kernels
 
-        spots += [(graph_step, name, name) for name in ("silu_mul", "gated")]
         spots += [(triton_kernels, name, "rms_norm") for name in ("rms_norm", "add_rms_norm")]
         spots += [(triton_kernels, "rotate_and_keep", "norm_rotate"), (triton_kernels, "prefix_attention", "attention")]
     before = [getattr(place, name) for place, name, _ in spots]
-    layers = [dict(layer) for layer in engine.layers]
+    layers, kernels = [dict(layer) for layer in engine.layers], engine.kernels
+    steps = {name: wrapped(name, getattr(kernels, name)) for name in ("rms_norm", "norm_rotate", "silu_mul", "gated")}
+    engine.kernels = replace(kernels, **steps)
     try:
         for (place, name, told), function in zip(spots, before, strict=True):
             setattr(place, name, wrapped(told, function))
@@ -214,6 +216,7 @@ def _around_kernels(
                     layer[name] = wrapped(f"product {name}", layer[name])
         yield
     finally:
+        engine.kernels = kernels
         for (place, name, _), function in zip(spots, before, strict=True):
             setattr(place, name, function)
         for layer, old in zip(engine.layers, layers, strict=True):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..base.choice import Choice
 from ..base.errors import QwenchError
+from ..base.events import Events, Started
+from . import parscale, plain
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import dtype
 
 KERNELS = ("auto", "eager", "compiled", "triton", "native")
-#: steps of the models that have kernels
-STEPS = ("rms_norm", "norm_rotate", "silu_mul", "gated", "join", "sequence_attention")
-_active = "eager"
-_table: dict[str, Callable[..., Any]] = {}
+Step = Callable[..., Any]
 
 
 def pick_kernels(kernels: str, device: str) -> Choice:
@@ -42,6 +42,27 @@ def pick_kernels(kernels: str, device: str) -> Choice:
     return Choice(wanted, "C kernels built for this CPU" if wanted == "native" else "Triton runs on this GPU")
 
 
+def prepared(kernels: str, device: str) -> Events:
+    """Tell of a build of the C kernels that takes long, before `pick_kernels` waits for it without a word.
+
+    Args:
+        device: as asked for, `auto` too: where that turns out to be a GPU nothing is built.
+    """
+    import torch
+
+    elsewhere = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if kernels not in ("auto", "native") or device not in ("auto", "cpu") or elsewhere:
+        return
+    from .native import library as native_library
+
+    told = False
+    for _ in native_library.prepare():
+        told = True
+        yield Started("build kernels")
+    if told:
+        yield Started("load")
+
+
 def _no_native(device: str) -> str | None:
     from .native import library as native_library
 
@@ -63,27 +84,36 @@ def no_triton(device: str) -> str | None:
     return f"Triton needs CUDA, and the device is `{device}`"
 
 
-def use(kernels: str) -> None:
-    """Set what the models of this process run on from now on: a value of `pick_kernels`."""
-    global _active, _table
-    _active, _table = kernels, _functions(kernels)
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The steps that one model runs, looked up once when it is loaded; what its kernels lack is plain PyTorch.
+
+    Attributes:
+        name: a value of `pick_kernels`.
+        sequence_attention: sequences of any length and their gates in one launch; None where nothing does that.
+    """
+
+    name: str = "eager"
+    rms_norm: Step = plain.rms_norm
+    norm_rotate: Step = plain.norm_rotate
+    silu_mul: Step = plain.silu_mul
+    gated: Step = plain.gated
+    join: Step = parscale.join
+    sequence_attention: Step | None = None
 
 
-def active() -> str:
-    """The kernels in use."""
-    return _active
+#: of a model without kernels
+EAGER = Kernels()
 
 
-def kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
-    """The function for a step in the kernels in use; None for eager ones, and where they are not made for `like`."""
+def bind(kernels: str, dtype: dtype, device: str) -> Kernels:
+    """The kernels of a model that computes in a dtype on a device.
+
+    Args:
+        kernels: a value of `pick_kernels`.
+    """
     import torch
 
-    if _active == "native" and (like.dtype != torch.float32 or like.device.type != "cpu"):
-        return None
-    return _table.get(name)
-
-
-def _functions(kernels: str) -> dict[str, Callable[..., Any]]:
     if kernels == "native":
         from .native import rows as found
     elif kernels == "triton":
@@ -91,5 +121,10 @@ def _functions(kernels: str) -> dict[str, Callable[..., Any]]:
     elif kernels == "compiled":
         from . import compiled as found
     else:
-        return {}
-    return {name: getattr(found, name) for name in STEPS if hasattr(found, name)}
+        return Kernels(kernels)
+    steps = {f.name: getattr(found, f.name) for f in fields(Kernels)[1:] if hasattr(found, f.name)}
+    if kernels == "native" and (dtype != torch.float32 or device != "cpu"):
+        steps = {}
+    if device.startswith("cuda") and dtype.itemsize != 2:
+        steps.pop("sequence_attention", None)  # made for tensor cores
+    return Kernels(kernels, **steps)

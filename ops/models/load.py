@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import QwenchError
 from ..base.runtime import Runtime
 from ..checkpoint.sidecars import read_json
-from ..kernels.choose import pick_kernels, use
+from ..kernels.choose import bind, pick_kernels
 from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
 from .hub import Checkpoint
 from .layouts import DECODERS
@@ -87,12 +87,12 @@ def load_encoder(checkpoint: Checkpoint, runtime: Runtime | None = None, *, head
         linear = found
         # The product widens in registers: exact, at half the memory.
         weights.as_stored = frozenset(DTYPES)
-    use(fast.value)
-    taken = None
+    kind_of_numbers, taken = getattr(torch, numbers.value), None
+    steps = bind(fast.value, kind_of_numbers, where.value)
     try:
         if head is not None:
-            taken = head(weights, config, getattr(torch, numbers.value), where.value)
-        encoder = Encoder(config, weights, getattr(torch, numbers.value), where.value, linear)
+            taken = head(weights, config, kind_of_numbers, where.value)
+        encoder = Encoder(config, weights, kind_of_numbers, where.value, linear, steps)
     except KeyError as error:
         raise QwenchError(f"config.json lacks {error}: `{folder}`", "download or copy the model again") from error
     weights.close(family.UNUSED)

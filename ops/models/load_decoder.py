@@ -11,7 +11,7 @@ from ..base.errors import QwenchError
 from ..checkpoint.gates import STOCK
 from ..checkpoint.gguf_reader import IN_BLOCKS, GgufReader
 from ..checkpoint.reader import Source
-from ..kernels.choose import use
+from ..kernels.choose import bind
 from .device import DTYPES, pick_dtype
 from .hub import Checkpoint
 from .nets import decoder
@@ -66,10 +66,10 @@ def load_decoder(
     if quantize != "none" and dtype == "auto":
         numbers = Choice("float32", f"what --quantize {quantize} keeps its activations in")
     linear = (quantize == "none" and native_maker(kernels, numbers.value)) or linear
-    use(kernels)
+    computed = getattr(torch, numbers.value)
     try:
         kind = ParallelDecoder if config.get("parscale_n", 1) > 1 else CausalDecoder
-        engine = kind(config, weights, getattr(torch, numbers.value), device, linear, slots)
+        engine = kind(config, weights, computed, device, linear, slots, bind(kernels, computed, device))
     except KeyError as error:
         raise QwenchError(f"the config lacks {error}: `{checkpoint.path}`", "download or copy it again") from error
     weights.close(decoder.UNUSED)

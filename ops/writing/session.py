@@ -13,6 +13,7 @@ from typing import Any
 from ..base.errors import QwenchError
 from ..base.events import Chose, Events, Finished, Produced, Started, Warned
 from ..base.runtime import Runtime
+from ..kernels.choose import prepared
 from ..models.device import pick_threads
 from ..models.hub import resolve
 from .generate import Generator, Request, Turn
@@ -88,6 +89,8 @@ class Chat:
         yield Chose("threads", threads.value, threads.reason)
         yield Started("load")
         checkpoint = resolve(o.model, r.revision, r.offline)
+        if r.engine != "llama.cpp":
+            yield from prepared(r.kernels, r.device)
         self.loaded = load_causal(
             checkpoint,
             device=r.device,

@@ -10,7 +10,6 @@ import torch
 from qwench.ops.base.events import Finished
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.bench.checkpoint_steps import bench_model
-from qwench.ops.kernels import choose
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.nets import packed
 from qwench.ops.scoring.embedder import Embedder, EmbedSettings
@@ -22,12 +21,6 @@ from tests.streams.test_parscale import streamed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 KERNELS = ["eager", "triton"]
-
-
-@pytest.fixture(autouse=True)
-def restored():
-    yield
-    choose.use("eager")
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

@@ -13,7 +13,6 @@ from qwench.ops.kernels.native import library as native_library
 from qwench.ops.kernels.native import rows as native
 from qwench.ops.kernels.native import step as native_step
 from qwench.ops.models.hub import resolve
-from qwench.ops.models.nets import elementwise
 from qwench.ops.models.nets.graph_step import GraphStep
 from qwench.ops.writing.load import load_causal
 
@@ -34,7 +33,6 @@ def seeded(request: pytest.FixtureRequest):
     ours = "triton" in params.values() or "on_cuda" in request.fixturenames
     with torch.device("cuda" if ours and torch.cuda.is_available() else "cpu"):
         yield
-    choose.use("eager")
 
 
 @pytest.fixture
@@ -228,17 +226,16 @@ def test_the_models_steps_are_equal_on_all_kernels(name: str) -> None:
     x, weight, gate_up = torch.randn(5, 6, 16), torch.randn(6, 16), torch.randn(5, 32)
     cos, sin = torch.randn(5, 1, 16), torch.randn(5, 1, 16)
 
-    def run() -> list[torch.Tensor]:
+    def run(kernels: choose.Kernels) -> list[torch.Tensor]:
         return [
-            elementwise.norm_rotate(x, weight, 1e-6, cos, sin),
-            elementwise.silu_mul(gate_up),
-            elementwise.rms_norm(x.flatten(1), torch.arange(96.0), 1e-6),
+            kernels.norm_rotate(x, weight, 1e-6, cos, sin),
+            kernels.silu_mul(gate_up),
+            kernels.rms_norm(x.flatten(1), torch.arange(96.0), 1e-6),
         ]
 
-    choose.use("eager")
-    expected = run()
-    choose.use(name)
-    for a, b in zip(run(), expected, strict=True):
+    bound = choose.bind(name, torch.float32, str(x.device))
+    assert bound.silu_mul is not choose.EAGER.silu_mul
+    for a, b in zip(run(bound), run(choose.EAGER), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -277,9 +274,9 @@ def test_the_step_of_the_graph_is_the_step(tmp_path: Path, kind: str) -> None:
         expected = engine.feed({slot: [9 + slot] for slot in range(n)})
         for slot in range(n):
             engine.keep(slot, past[slot])
-        choose.use("triton")
+        engine.kernels = choose.bind("triton", torch.float32, device)
         ids = torch.tensor([9 + slot for slot in range(n)], device=device)
         with torch.inference_mode():
             found = GraphStep(engine).step(ids, torch.tensor(past[:n], device=device))
-        choose.use("eager")
+        engine.kernels = choose.EAGER
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from qwench.ops.kernels.native import build
+from qwench.ops.kernels.native import build, check
 from qwench.ops.kernels.native import library as native_library
 from qwench.ops.kernels.native import rows as native
 from qwench.ops.kernels.native.linear import BlockLinear, NativeLinear, to_blocks
@@ -123,20 +123,28 @@ def test_first_uses_at_once_and_why_not(tmp_path: Path) -> None:
     failed = child(tmp_path / "none", SAY, CC=str(wrong))
     for process in both:
         assert json.loads(process.communicate()[0])[0] is True
-    assert [p.suffix for p in (tmp_path / "home/cache/kernels").iterdir()] == [".so"]
+    kept = tmp_path / "home/cache/kernels"
+    said = json.loads(next(kept.glob("*.json")).read_text())
+    assert said["fault"] is None and {p.name for p in kept.glob("*.so")} >= {said["file"]}
     assert "no C compiler" in json.loads(none.communicate()[0])[1]
     value, reason = json.loads(failed.communicate()[0])
     assert not value
     assert "planted" in reason
 
 
-def test_a_wrong_library_is_found() -> None:
-    class Wrong:
-        @staticmethod
-        def qwench_linear(matrix: int, x: int, stride: int, y: int, rows: int, add: int, threads: int) -> None:
-            """Writes nothing: what was in memory stays."""
-
-    assert "wrong" in native_library._check(Wrong, torch)
+@built
+def test_a_wrong_library_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of its functions does nothing: what was in memory stays."""
+    lib = native_library.library()
+    for name in ("linear", "widen", "to_blocks", "rms_norm", "add_rms_norm", "norm_rotate", "silu_mul", "gate") + (
+        "attend",
+        "join",
+        "step",
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(lib, f"qwench_{name}", lambda *args: None)
+            assert "wrong" in (check.fault_of() or ""), name
+    assert check.fault_of() is None
 
 
 def test_the_key_names_compiler_and_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,6 @@ MIXES = (((1, 0), (3, 40), (70, 5), (1, 66), (33, 31)), ((64, 0), (64, 64)), ((1
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
-    yield
-    choose.use("eager")
 
 
 def naive(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int, causal: bool) -> torch.Tensor:
@@ -148,16 +146,16 @@ def test_packs_are_what_they_are_in_eager_kernels(causal: bool, prefixed: bool) 
     q, k, v = qkv.split((4, 2, 2), dim=1)
     found = {}
     for kernels in ("eager", "triton"):
-        choose.use(kernels)
-        assert (packed.one_launch(q) is None) == (kernels == "eager")
+        bound = choose.bind(kernels, dtype, DEVICE)
+        assert (bound.sequence_attention is None) == (kernels == "eager")
         found[kernels] = [
-            packed.attend(q, k, v, runs, causal=causal, prefix=prefix, gate=g, scale=s)
+            packed.attend(q, k, v, runs, causal=causal, prefix=prefix, gate=g, scale=s, kernels=bound)
             for g, s in ((None, None), (gate, None), (None, 0.5))
         ]
     close = {"atol": 1e-5, "rtol": 1e-5} if DEVICE == "cpu" else {"atol": 2e-2, "rtol": 2e-2}
     torch.testing.assert_close(found["triton"], found["eager"], **close)
-    choose.use("triton")
-    assert packed.attend(q[:0], k[:0], v[:0], runs_of([0, 0]), causal=causal, prefix=prefix).shape == (0, 64)
+    empty = packed.attend(q[:0], k[:0], v[:0], runs_of([0, 0]), causal=causal, prefix=prefix, kernels=bound)
+    assert empty.shape == (0, 64)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3 headwise", "qwen3 elementwise", "qwen3 streams"])
@@ -199,6 +197,6 @@ def test_more_sequences_than_a_grid_has_rows() -> None:
     q, k, v = torch.randn(3, sum(lengths), 16, 32, device=DEVICE, dtype=torch.bfloat16)
     found = {}
     for kernels in ("eager", "triton"):
-        choose.use(kernels)
-        found[kernels] = packed.attend(q, k, v, runs_of(lengths), causal=True)
+        bound = choose.bind(kernels, torch.bfloat16, DEVICE)
+        found[kernels] = packed.attend(q, k, v, runs_of(lengths), causal=True, kernels=bound)
     torch.testing.assert_close(found["triton"], found["eager"], atol=2e-2, rtol=2e-2)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
-from qwench.ops.kernels import choose
 from qwench.ops.kernels.native import library as native_library
 from qwench.ops.kernels.native.linear import BlockLinear
 from qwench.ops.models.hub import resolve
@@ -25,9 +24,7 @@ pytestmark = pytest.mark.skipif(not native_library.available().value, reason=nat
 
 def engine_of(folder: Path, kernels: str, quantize: str = "none") -> CausalDecoder:
     how = {"device": "cpu", "dtype": "float32", "slots": 2, "kernels": kernels, "quantize": quantize}
-    engine = load_causal(resolve(str(folder)), **how).engine
-    choose.use("eager")
-    return engine
+    return load_causal(resolve(str(folder)), **how).engine
 
 
 def decoded(engine: CausalDecoder) -> list[torch.Tensor]:

@@ -10,7 +10,6 @@ from qwench.ops.checkpoint import gguf_plan
 from qwench.ops.checkpoint.gguf_blocks import Blocks
 from qwench.ops.checkpoint.gguf_reader import GgufReader
 from qwench.ops.checkpoint.reader import Source
-from qwench.ops.kernels import choose
 from qwench.ops.kernels.native import library as native_library
 from qwench.ops.models.hub import resolve
 from qwench.ops.writing.load import Chatty, load_causal
@@ -25,9 +24,7 @@ pytestmark = pytest.mark.skipif(not native_library.available().value, reason=nat
 
 def loaded(file: Path, kernels: str) -> Chatty:
     dtype = "float32" if kernels == "eager" else "auto"
-    found = load_causal(resolve(str(file)), device="cpu", dtype=dtype, engine="torch", slots=2, kernels=kernels)
-    choose.use("eager")
-    return found
+    return load_causal(resolve(str(file)), device="cpu", dtype=dtype, engine="torch", slots=2, kernels=kernels)
 
 
 def gguf_of(folder: Path, kind: str, dtype: str, **config: object) -> Path:
@@ -104,7 +101,6 @@ def test_formats_beside_each_other_lose_nothing(tmp_path: Path, monkeypatch: pyt
 def test_rows_that_are_no_whole_blocks_are_said(tmp_path: Path) -> None:
     folder = byte_decoder(tmp_path / "m", hidden_size=64, intermediate_size=100)
     found = load_causal(resolve(str(folder)), device="cpu", quantize="int8", kernels="native")
-    choose.use("eager")
     assert found.dtype.reason.endswith("; 2 matrices are not packed, their rows being no whole blocks of 32")
 
 

@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from ...base.settings import folder
+from . import store
 
 SOURCE = Path(__file__).parent / "c" / "kernels.c"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 #: gcc first: its OpenMP is the library that torch's Linux wheels carry, so that both share one pool of threads
 COMPILERS = ("gcc", "cc", "clang")
 MINUTES = 2
+#: seconds of a compile that nobody needs to be told of
+PATIENCE = 2.0
 
 
 class NotBuilt(Exception):
     """Why there is no library, in words."""
 
 
-def compiler() -> str:
-    """Path of $CC or of the first compiler found.
+def compiler() -> list[str]:
+    """The command of $CC, which may have words of its own as `ccache gcc` has, or of the first compiler found.
 
     Raises:
-        NotBuilt: there is none.
+        NotBuilt: there is none, or not the one that $CC names.
     """
-    asked = os.environ.get("CC", "").split()
-    for name in (*asked[:1], *COMPILERS):
+    asked = os.environ.get("CC", "")
+    try:
+        words = shlex.split(asked)
+    except ValueError as error:
+        raise NotBuilt(f"$CC is no command ({error}): `{asked}`") from error
+    if words:
+        if not (found := shutil.which(words[0])):
+            raise NotBuilt(f"no C compiler `{words[0]}`, which $CC names")
+        return [found, *words[1:]]
+    for name in COMPILERS:
         if found := shutil.which(name):
-            return found
+            return [found]
     raise NotBuilt("no C compiler (gcc, cc or clang) on this machine")
 
 
@@ -48,58 +60,71 @@ def cpu_words() -> str:
     return " ".join([platform.machine(), *(line for line in lines if line.startswith(keys))])
 
 
-def cache() -> Path:
-    """Where built libraries and their measurements lie: QWENCH_NATIVE_CACHE, else below qwench's own cache."""
-    return Path(os.environ.get("QWENCH_NATIVE_CACHE") or folder("cache") / "kernels")
-
-
-def key(compiler_path: str) -> str:
+def key(command: list[str]) -> str:
     """Name of the library for this source, compiler and CPU.
 
     Raises:
         NotBuilt: the compiler does not answer.
     """
+    told = shlex.join(command)
     try:
-        version = subprocess.run([compiler_path, "--version"], capture_output=True, timeout=20, check=True).stdout
+        version = subprocess.run([*command, "--version"], capture_output=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        raise NotBuilt(f"`{compiler_path} --version` failed ({error})") from error
+        raise NotBuilt(f"`{told} --version` failed ({error})") from error
     digest = hashlib.sha256()
     sources = (file.read_bytes() for file in sorted(SOURCE.parent.glob("*.[ch]")))
-    for part in (*sources, " ".join(FLAGS).encode(), compiler_path.encode(), version, cpu_words().encode()):
+    for part in (*sources, " ".join(FLAGS).encode(), told.encode(), version, cpu_words().encode()):
         digest.update(b"\0" + part)
     return digest.hexdigest()[:24]
 
 
-def library() -> tuple[ctypes.CDLL, str]:
-    """The loaded library and its key; built when it is not there yet.
+def supported() -> None:
+    """Check the machine.
 
     Raises:
-        NotBuilt: no compiler, an unsupported machine, a failed compile, a library that does not load.
+        NotBuilt: the sources are not for it.
     """
     if sys.byteorder != "little" or sys.maxsize < 2**32:
         raise NotBuilt("the kernels are for 64-bit little-endian machines")
-    path = compiler()
-    name = key(path)
-    built = cache() / f"{name}.so"
-    try:
-        if not built.exists():
-            _build(path, built)
-        return ctypes.CDLL(str(built)), name
-    except OSError as error:
-        raise NotBuilt(f"the built library cannot be written or loaded ({error})") from error
 
 
-def _build(compiler_path: str, built: Path) -> None:
-    """Compile beside and rename: a second process at the same time does the same work and harms nothing."""
-    built.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=built.parent, prefix="building-") as beside:
-        made = Path(beside) / "native.so"
-        command = [compiler_path, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+def compiled(command: list[str], name: str, made: Path) -> Iterator[None]:
+    """Compile the sources into a file; yields once where that goes on for longer than PATIENCE.
+
+    A compiler that fails is not asked again on the same day.
+
+    Raises:
+        NotBuilt: the compiler fails, today or now.
+    """
+    told, note = shlex.join(command), f"{name}-failed.json"
+    before = store.read(note)
+    if before.get("day") == store.today() and isinstance(before.get("reason"), str):
+        raise NotBuilt(f"{before['reason']}; asked again tomorrow, or without `{store.cache() / note}`")
+    whole = [*command, *FLAGS, str(SOURCE), "-o", str(made), "-lm"]
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        running = subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60 * MINUTES)
-        except subprocess.TimeoutExpired as error:
-            raise NotBuilt(f"`{compiler_path}` took more than {MINUTES} minutes") from error
-        if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), f"exit {done.returncode}")
-            raise NotBuilt(f"`{compiler_path}` failed: {first.strip()}")
-        os.replace(made, built)
+            try:
+                running.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                yield
+                running.wait(max(0.0, began + 60 * MINUTES - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise _failed(note, f"`{told}` took more than {MINUTES} minutes") from None
+        finally:
+            if running.poll() is None:
+                running.kill()
+                running.wait()
+        said.seek(0)
+        lines = said.read().splitlines()
+    if running.returncode < 0:
+        raise NotBuilt(f"`{told}` was ended by signal {-running.returncode}")
+    if running.returncode:
+        first = next((line for line in lines if "error" in line), f"exit {running.returncode}")
+        raise _failed(note, f"`{told}` failed: {first.strip()}")
+
+
+def _failed(note: str, reason: str) -> NotBuilt:
+    store.write(note, {"day": store.today(), "reason": reason})
+    return NotBuilt(reason)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import math
-import os
 import time
 from functools import cache
 from typing import TYPE_CHECKING
 
-from . import build
-from .library import BLOCKS, GROUP, KINDS, Matrix, built, library, product
+from . import store
+from .border import BLOCKS, GROUP, KINDS, Matrix, key_of_library, library, product, threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,15 +29,15 @@ class NativeLinear:
         few: rows up to which the C kernel is used; None for what is faster here.
     """
 
-    __slots__ = ("bias", "few", "lib", "matrix", "parameters", "weight")
+    __slots__ = ("bias", "few", "matrix", "parameters", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, few: int | None = None) -> None:
         self.weight = weight.contiguous()
-        self.bias = None if bias is None else bias.float()
+        self.bias = None if bias is None else bias.float().contiguous()
         self._of(Matrix.of(self.weight, self.bias), str(weight.dtype)[6:], few)
 
     def _of(self, matrix: Matrix, kind: str, few: int | None) -> None:
-        self.matrix, self.lib = matrix, library()
+        self.matrix = matrix
         self.parameters = matrix.n * (matrix.k + (self.bias is not None))
         self.few = rows_limit(kind) if few is None else few
 
@@ -48,13 +46,13 @@ class NativeLinear:
 
     def narrow(self, x: Tensor) -> Tensor:
         """Every weight is read once for all rows."""
-        return product(self.lib, x, self.matrix)
+        return product(x, self.matrix)
 
     def wide(self, x: Tensor) -> Tensor:
         """torch's float32 product, with a weight that is not float32 widened piece by piece in the cache."""
         import torch
 
-        outer, inner, threads = self.matrix.n, self.matrix.k, torch.get_num_threads()
+        outer, inner = self.matrix.n, self.matrix.k
         if self.matrix.kind == KINDS["float32"]:
             return torch.nn.functional.linear(x, self.weight, self.bias)
         step = max(1, PIECE // inner)
@@ -62,7 +60,7 @@ class NativeLinear:
         piece = torch.empty((min(step, outer), inner))
         for at in range(0, outer, step):
             end = min(at + step, outer)
-            self.lib.qwench_widen(ctypes.addressof(self.matrix), at, end, piece.data_ptr(), threads)
+            library().qwench_widen(ctypes.addressof(self.matrix), at, end, piece.data_ptr(), threads())
             torch.mm(x, piece[: end - at].t(), out=y[:, at:end])
         return y if self.bias is None else y.add_(self.bias)
 
@@ -82,9 +80,8 @@ class BlockLinear(NativeLinear):
         self, data: Tensor, kind: str, shape: tuple[int, int], bias: Tensor | None = None, few: int | None = None
     ) -> None:
         self.weight = data.contiguous()
-        self.bias = None if bias is None else bias.float()
-        address = None if self.bias is None else self.bias.data_ptr()
-        self._of(Matrix(self.weight.data_ptr(), address, *shape, KINDS[kind]), kind, few)
+        self.bias = None if bias is None else bias.float().contiguous()
+        self._of(Matrix.of_blocks(self.weight, kind, shape, self.bias), kind, few)
 
 
 def to_blocks(weight: Tensor, kind: str) -> Tensor:
@@ -92,13 +89,17 @@ def to_blocks(weight: Tensor, kind: str) -> Tensor:
 
     Values are rounded as llama.cpp does: in `q8_0` to 127ths of the block's largest, in `q4_1` to 15ths between least
     and largest; scales are float16.
+
+    Raises:
+        TypeError, ValueError: see `Matrix.of`; an unknown kind, rows that are no whole blocks.
     """
     import torch
 
-    weight = weight.contiguous()  # held until C has read it
-    matrix = Matrix.of(weight)
+    matrix = Matrix.of(weight.contiguous())  # keeps it until C has read it
+    if kind not in BLOCKS or matrix.k % GROUP:
+        raise ValueError(f"no blocks of {GROUP}: `{kind}`, rows of {matrix.k}")
     out = torch.empty((matrix.n, matrix.k // GROUP * BLOCKS[kind]), dtype=torch.uint8)
-    library().qwench_to_blocks(ctypes.addressof(matrix), KINDS[kind], out.data_ptr(), torch.get_num_threads())
+    library().qwench_to_blocks(ctypes.addressof(matrix), KINDS[kind], out.data_ptr(), threads())
     return out
 
 
@@ -112,8 +113,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Returns:
         (rows, out) float32.
+
+    Raises:
+        TypeError, ValueError: see `Matrix.of` and `product`.
     """
-    return product(library(), x, Matrix.of(weight, bias))
+    return product(x, Matrix.of(weight, bias))
 
 
 @cache
@@ -121,19 +125,11 @@ def rows_limit(kind: str) -> int:
     """Rows up to which `narrow` beats `wide` with weights of a kind, measured once on this machine."""
     import torch
 
-    lib, key, _ = built()
-    if lib is None:
-        return 0
-    path = build.cache() / f"{key}-{torch.get_num_threads()}.json"
-    try:
-        known = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    name = f"{key_of_library()}-{torch.get_num_threads()}.json"
+    known = {k: n for k, n in store.read(name).items() if type(n) is int and n >= 0}
     if kind not in known:
         known[kind] = _measure(kind)
-        beside = path.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps(known), "utf-8")
-        os.replace(beside, path)
+        store.write(name, known)
     return known[kind]
 
 

@@ -2,13 +2,15 @@
 
 torch's product reads a bfloat16 matrix with rounded activations, and a float32 one far below the speed of the memory
 once there are two rows or more. These read every weight once for all rows and compute in float32.
+
+All raise TypeError for a tensor that is not float32 on the CPU, and ValueError for shapes that do not go together.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .library import library
+from .border import floats, library, sizes, strided, threads
 from .linear import linear
 
 if TYPE_CHECKING:
@@ -16,25 +18,28 @@ if TYPE_CHECKING:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """See elementwise.rms_norm: x (T, h) float32."""
+    """See plain.rms_norm: x (T, h) float32, weight (h,)."""
     import torch
 
-    x = x.contiguous()
+    rows, width = sizes("x", x, 2)
+    x, weight = floats("x", x, (rows, width)), floats("weight", weight, (width,))
     y = torch.empty_like(x)
-    width = x.shape[-1]
-    rows = x.numel() // width
-    library().qwench_rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps, torch.get_num_threads())
+    library().qwench_rms_norm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, width, eps, threads())
     return y
 
 
 def norm_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """See elementwise.norm_rotate: x (T, heads, d) float32 with any row stride."""
+    """See plain.norm_rotate: x (T, heads, d) float32 with any row stride, d even."""
     import torch
 
-    rows, heads, width = x.shape
+    rows, heads, width = sizes("x", x, 3)
+    if width % 2:
+        raise ValueError(f"a head of {width} values has no two halves")
+    strided("x", x, (rows, heads, width))
     if x.stride(2) != 1 or x.stride(1) != width:
         x = x.contiguous()
-    cos, sin = cos.contiguous(), sin.contiguous()
+    weight = None if weight is None else floats("weight", weight, (heads, width))
+    cos, sin = (floats(name, t, (rows, 1, width)) for name, t in (("cos", cos), ("sin", sin)))
     y = torch.empty((rows, heads, width))
     library().qwench_norm_rotate(
         x.data_ptr(),
@@ -47,19 +52,21 @@ def norm_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: 
         heads,
         width,
         eps,
-        torch.get_num_threads(),
+        threads(),
     )
     return y
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
-    """See elementwise.silu_mul: gate_up (T, 2 f) float32."""
+    """See plain.silu_mul: gate_up (T, 2 f) float32."""
     import torch
 
-    gate_up = gate_up.contiguous()
-    rows, width = gate_up.shape
+    rows, width = sizes("gate_up", gate_up, 2)
+    if width % 2:
+        raise ValueError(f"`gate_up` has two halves, and rows of {width}")
+    gate_up = floats("gate_up", gate_up, (rows, width))
     y = torch.empty((rows, width // 2))
-    library().qwench_silu_mul(gate_up.data_ptr(), y.data_ptr(), rows, width // 2, torch.get_num_threads())
+    library().qwench_silu_mul(gate_up.data_ptr(), y.data_ptr(), rows, width // 2, threads())
     return y
 
 
@@ -67,7 +74,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """(norm of the sum, the sum): x and residual (T, h) float32."""
     import torch
 
-    x, residual = x.contiguous(), residual.contiguous()
+    rows, width = sizes("x", x, 2)
+    x, residual = (floats(name, t, (rows, width)) for name, t in (("x", x), ("residual", residual)))
+    weight = floats("weight", weight, (width,))
     y, total = torch.empty_like(x), torch.empty_like(x)
     library().qwench_add_rms_norm(
         x.data_ptr(),
@@ -75,21 +84,28 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         weight.data_ptr(),
         y.data_ptr(),
         total.data_ptr(),
-        *x.shape,
+        rows,
+        width,
         eps,
-        torch.get_num_threads(),
+        threads(),
     )
     return y, total
 
 
 def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
-    """See gated.gated: y (T, heads * d) float32, gate (T, heads) or (T, heads * d) -> (T, heads * d)."""
+    """See plain.gated: y (T, heads * d) float32, gate (T, heads) or (T, heads * d) -> (T, heads * d)."""
     import torch
 
-    y = y.contiguous()
-    if gate.stride(-1) != 1:
+    rows, width = sizes("y", y, 2)
+    if heads < 1 or width % heads:
+        raise ValueError(f"rows of {width} are no {heads} heads")
+    y = floats("y", y, (rows, width))
+    columns = sizes("gate", gate, 2)[1]
+    if columns not in (heads, width):
+        raise ValueError(f"{heads} heads of {width // heads} have {heads} or {width} gates, not {columns}")
+    strided("gate", gate, (rows, columns))
+    if gate.stride(1) != 1:
         gate = gate.contiguous()
-    rows, width = y.shape
     out = torch.empty_like(y)
     library().qwench_gate(
         y.data_ptr(),
@@ -99,14 +115,15 @@ def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
         rows,
         heads,
         width // heads,
-        gate.shape[1] // heads,
-        torch.get_num_threads(),
+        columns // heads,
+        threads(),
     )
     return out
 
 
 def aggregate(h: Tensor, w0: Tensor, b0: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Tensor:
     """See parscale.aggregate: w0 in any of the three dtypes, the rest float32."""
+    sizes("h", h, 3)
     return join(linear(h.flatten(1), w0, b0), h, w2, b2, smooth)
 
 
@@ -114,11 +131,13 @@ def join(hidden: Tensor, h: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Te
     """See parscale.join, in one call and in float32."""
     import torch
 
-    hidden, w2 = hidden.contiguous(), w2.contiguous()
+    tokens, streams, width = sizes("h", h, 3)
+    strided("h", h, (tokens, streams, width))
     if h.stride(2) != 1:
         h = h.contiguous()
-    tokens, streams, width = h.shape
-    y = torch.empty_like(hidden)
+    hidden, w2 = floats("hidden", hidden, (tokens, width)), floats("w2", w2, (streams, width))
+    b2 = floats("b2", b2, (streams,))
+    y, shares = torch.empty_like(hidden), torch.empty(streams)
     library().qwench_join(
         hidden.data_ptr(),
         h.data_ptr(),
@@ -128,6 +147,7 @@ def join(hidden: Tensor, h: Tensor, w2: Tensor, b2: Tensor, smooth: float) -> Te
         b2.data_ptr(),
         smooth,
         y.data_ptr(),
+        shares.data_ptr(),
         tokens,
         streams,
         width,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...kernels.choose import EAGER, Kernels
 from .linear import Linear, Maker
 from .packed import attend, positions_of, runs_of
 from .weights import Weights
@@ -40,14 +41,20 @@ class BertEncoder:
     causal = False
 
     def __init__(
-        self, config: dict[str, Any], weights: Weights, dtype: dtype, device: str = "cpu", linear: Maker = Linear
+        self,
+        config: dict[str, Any],
+        weights: Weights,
+        dtype: dtype,
+        device: str = "cpu",
+        linear: Maker = Linear,
+        kernels: Kernels = EAGER,
     ) -> None:
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
         self.eps: float = config.get("layer_norm_eps", 1e-12)
         self.act: str = config.get("hidden_act", "gelu")
         self.max_positions: int = config["max_position_embeddings"]
-        self.device = device
+        self.device, self.kernels = device, kernels
         h, ff = self.hidden_size, config["intermediate_size"]
 
         def take(name: str, *shape: int) -> Tensor:
@@ -93,7 +100,7 @@ class BertEncoder:
         x = F.layer_norm(x, size, *self.norm, self.eps)
         for w in self.layers:
             q, k, v = w["qkv"](x).unflatten(-1, (3 * heads, -1)).chunk(3, dim=1)
-            y = w["out"](attend(q, k, v, runs, causal=False))
+            y = w["out"](attend(q, k, v, runs, causal=False, kernels=self.kernels))
             x = F.layer_norm(y.add_(x), size, *w["norm1"], self.eps)
             y = w["down"](self._activate(w["up"](x)))
             x = F.layer_norm(y.add_(x), size, *w["norm2"], self.eps)

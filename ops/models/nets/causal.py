@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ...base.errors import QwenchError
+from ...kernels.choose import EAGER, Kernels
 from ...kernels.native.step import MOST_ROWS, DecodeStep
 from .decoder import DecoderEncoder
 from .graph_step import GraphStep
@@ -69,10 +70,11 @@ class CausalDecoder(DecoderEncoder):
         device: str = "cpu",
         linear: Maker = Linear,
         slots: int = 1,
+        kernels: Kernels = EAGER,
     ) -> None:
         import torch
 
-        super().__init__(config, weights, dtype, device, linear)
+        super().__init__(config, weights, dtype, device, linear, kernels)
         self.tied = config.get("tie_word_embeddings", False) or "lm_head.weight" not in weights
         shape = {"lm_head.weight": tuple(self.words.shape)}
         self.head = linear(self.words if self.tied else weights.matrix(shape, dtype, device), None)

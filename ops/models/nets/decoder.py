@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...base.errors import QwenchError
 from ...checkpoint.gates import STOCK
 from ...checkpoint.gguf_blocks import Blocks
-from .elementwise import norm_rotate, rms_norm, silu_mul
-from .gated import gated, gates_of, unknown_next
+from ...kernels.choose import EAGER, Kernels
+from .gated import gates_of, unknown_next
 from .linear import Linear, Maker
 from .moe import Experts, experts_of
 from .packed import Prefix, Run, attend, attend_last, positions_of, runs_of
@@ -40,6 +41,13 @@ def supports(config: dict[str, Any]) -> str | None:
     return None
 
 
+def uneven(heads: int, kv_heads: int, width: int) -> str | None:
+    """What is wrong with the heads that a config names, None where they can be computed with."""
+    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        return f"{heads} attention heads over {kv_heads} key-value heads, which do not share them evenly"
+    return f"heads of {width} values, which have no two halves" if width < 2 or width % 2 else None
+
+
 def sparse(config: dict[str, Any], layer: int) -> bool:
     """Whether a layer of Qwen3-MoE has experts."""
     step = config.get("decoder_sparse_step", 1)
@@ -49,9 +57,12 @@ def sparse(config: dict[str, Any], layer: int) -> bool:
 class DecoderEncoder:
     """A causal decoder read for its hidden states.
 
+    Raises:
+        QwenchError: heads that cannot be; see `Weights`.
+
     Args:
         dtype: of activations, norms and biases.
-        kept: of matrices, where the linear class takes another; dtype by default.
+        linear: class of the products; kernels: of the steps between them.
 
     Attributes:
         hidden_size: width of the hidden states.
@@ -68,16 +79,19 @@ class DecoderEncoder:
         dtype: dtype,
         device: str = "cpu",
         linear: Maker = Linear,
+        kernels: Kernels = EAGER,
     ) -> None:
         import torch
 
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
         self.kv_heads: int = config.get("num_key_value_heads") or self.heads
-        self.head_dim: int = config.get("head_dim") or self.hidden_size // self.heads
+        self.head_dim: int = config.get("head_dim") or self.hidden_size // max(self.heads, 1)
+        if reason := uneven(self.heads, self.kv_heads, self.head_dim):
+            raise QwenchError(f"the config says {reason}", "download or copy the model again")
         self.eps: float = config.get("rms_norm_eps", 1e-6)
         self.max_positions: int = config["max_position_embeddings"]
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.kernels = device, dtype, kernels
         h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
         kind = config["model_type"]
         qk_norm = kind in ("qwen3", "qwen3_moe", STOCK)
@@ -128,7 +142,7 @@ class DecoderEncoder:
                 }
             )
             if kind == "qwen3_moe" and sparse(config, i):
-                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear)
+                self.layers[-1]["experts"] = Experts(config, weights, mlp, dtype, device, linear, kernels)
             else:
                 self.layers[-1] |= {
                     "gate_up": linear(matrix({f"{mlp}{n}_proj.weight": (ff, h) for n in ("gate", "up")}), None),
@@ -184,7 +198,7 @@ class DecoderEncoder:
             own = (k.clone(), v.clone())
             layers.append(own if before is None else tuple(map(torch.cat, zip(before, own, strict=True))))
             if i + 1 < len(self.layers):
-                x = w["out"](attend(q, k, v, runs, causal=True, prefix=before, gate=gate)).add_(x)
+                x = w["out"](self._attend(q, k, v, runs, before, gate)).add_(x)
                 x = self._mlp(w, x).add_(x)
         return Prefix(len(ids) + (prefix.length if prefix else 0), layers)
 
@@ -208,7 +222,7 @@ class DecoderEncoder:
         return cos[at].unsqueeze(1), sin[at].unsqueeze(1)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight, self.eps)
+        return self.kernels.rms_norm(x, weight, self.eps)
 
     def _qkv(
         self, w: dict[str, Any], x: Tensor, cos: Tensor, sin: Tensor
@@ -218,18 +232,24 @@ class DecoderEncoder:
             qkv, gate = qkv.split((qkv.shape[-1] - self.gate_rows, self.gate_rows), dim=-1)
         qkv = qkv.unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        q, k = norm_rotate(qk, w["qk_norm"], self.eps, cos, sin).split((self.heads, self.kv_heads), dim=1)
+        turned = self.kernels.norm_rotate(qk, w["qk_norm"], self.eps, cos, sin)
+        q, k = turned.split((self.heads, self.kv_heads), dim=1)
         return q, k, v, gate
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, runs: list[Run], prefix: KeysValues | None, gate: Tensor | None
+    ) -> Tensor:
+        return attend(q, k, v, runs, causal=True, prefix=prefix, gate=gate, kernels=self.kernels)
 
     def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
         x = self._rms(x, w["norm2"])
-        return w["experts"](x) if "experts" in w else w["down"](silu_mul(w["gate_up"](x)))
+        return w["experts"](x) if "experts" in w else w["down"](self.kernels.silu_mul(w["gate_up"](x)))
 
     def _layer(
         self, w: dict[str, Any], x: Tensor, runs: list[Run], cos: Tensor, sin: Tensor, prefix: KeysValues | None = None
     ) -> Tensor:
         q, k, v, gate = self._qkv(w, x, cos, sin)
-        x = w["out"](attend(q, k, v, runs, causal=True, prefix=prefix, gate=gate)).add_(x)
+        x = w["out"](self._attend(q, k, v, runs, prefix, gate)).add_(x)
         return self._mlp(w, x).add_(x)
 
     def _last_layer(
@@ -244,5 +264,5 @@ class DecoderEncoder:
     ) -> Tensor:
         q, k, v, gate = self._qkv(w, x, cos, sin)
         y = attend_last(q[ends], k, v, runs, prefix=prefix)
-        x = w["out"](y if gate is None else gated(y, gate[ends], self.heads)).add_(x[ends])
+        x = w["out"](y if gate is None else self.kernels.gated(y, gate[ends], self.heads)).add_(x[ends])
         return self._mlp(w, x).add_(x)

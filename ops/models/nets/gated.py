@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...checkpoint.gates import STOCK, ZERO, Heads, gate_kind, read_rows
-from ...kernels.choose import kernel
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def gates_of(rows: int, config: dict[str, Any]) -> tuple[list[int], list[int]] | None:
@@ -29,13 +25,6 @@ def gates_of(rows: int, config: dict[str, Any]) -> tuple[list[int], list[int]] |
     gates = [row for _, found in per_head for row in found[:each]]
     assert ZERO not in gates
     return queries, gates
-
-
-def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
-    """y (T, heads * d) times sigmoid(gate), gate (T, heads) or (T, heads * d); y is written into where it can be."""
-    if fast := kernel("gated", y):
-        return fast(y, gate, heads)
-    return y.unflatten(-1, (heads, -1)).mul_(gate.unflatten(-1, (heads, -1)).sigmoid()).flatten(1)
 
 
 def unknown_next(config: dict[str, Any]) -> str | None:

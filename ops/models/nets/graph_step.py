@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...kernels.choose import active
-from .elementwise import silu_mul
-from .gated import gated
 from .linear import Linear
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ class GraphStep:
         """Whether a step is the same kernels whatever its tokens: not with experts, which the tokens choose."""
         return (
             model.device.startswith("cuda")
-            and active() == "triton"
+            and model.kernels.name == "triton"
             and all("experts" not in w and isinstance(w["qkv"], Linear) for w in model.layers)
         )
 
@@ -85,7 +82,7 @@ class GraphStep:
         for i, w in enumerate(m.layers):
             y, x = add_rms_norm(w["out"](self._attended(i, w["qkv"](y), at)), x, w["norm2"], m.eps)
             after = m.layers[i + 1]["norm1"] if i + 1 < len(m.layers) else m.norm
-            y, x = add_rms_norm(w["down"](silu_mul(w["gate_up"](y))), x, after, m.eps)
+            y, x = add_rms_norm(w["down"](m.kernels.silu_mul(w["gate_up"](y))), x, after, m.eps)
         return m.head(m._summed(y)).float()
 
     def _attended(self, i: int, qkv: Tensor, at: Tensor) -> Tensor:
@@ -100,4 +97,4 @@ class GraphStep:
         q = rotate_and_keep(qkv, m.layers[i]["qk_norm"], m.eps, cos, sin, at, keys, values, m.heads)
         prefix = m.prefixes[i] if m.streams > 1 else ()
         y = prefix_attention(q, keys, values, at + 1, *prefix, token_major=True)
-        return y if gate is None else gated(y, gate, m.heads)
+        return y if gate is None else m.kernels.gated(y, gate, m.heads)

@@ -11,7 +11,7 @@ from ...checkpoint.gguf_blocks import Blocks
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...kernels.native.library import Matrix
+    from ...kernels.native.border import Matrix
     from ...kernels.native.linear import NativeLinear
 
 QUANTIZE = ("none", "int8")
@@ -81,11 +81,11 @@ def _native(weight: Tensor | Blocks, bias: Tensor | None) -> NativeLinear:
 
 
 def matrix_of(weight: Tensor | Blocks) -> Matrix:
-    """What the C kernels see of a weight, which must outlive it."""
-    from ...kernels.native.library import KINDS, Matrix
+    """What the C kernels see of a weight."""
+    from ...kernels.native.border import Matrix
 
     if isinstance(weight, Blocks):
-        return Matrix(weight.data.data_ptr(), None, *weight.shape, KINDS[weight.kind])
+        return Matrix.of_blocks(weight.data, weight.kind, weight.shape)
     return Matrix.of(weight)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .elementwise import silu_mul
+from ...kernels.choose import EAGER, Kernels
 from .linear import Maker
 from .weights import Weights
 
@@ -32,8 +32,10 @@ class Experts:
         dtype: dtype,
         device: str,
         linear: Maker,
+        kernels: Kernels = EAGER,
     ) -> None:
         h, ff, count = config["hidden_size"], config["moe_intermediate_size"], experts_of(config)
+        self.silu_mul = kernels.silu_mul
         self.top: int = config["num_experts_per_tok"]
         self.renormalise: bool = config.get("norm_topk_prob", False)
         self.router = weights.take(f"{at}gate.weight", dtype, (count, h), device)
@@ -57,5 +59,5 @@ class Experts:
         for i in chosen.unique().tolist():
             token, place = (chosen == i).nonzero(as_tuple=True)
             gate_up, down = self.experts[i]
-            out.index_add_(0, token, down(silu_mul(gate_up(x[token]))) * share[token, place].unsqueeze(-1))
+            out.index_add_(0, token, down(self.silu_mul(gate_up(x[token]))) * share[token, place].unsqueeze(-1))
         return out

@@ -10,14 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ...kernels.choose import kernel
-from .gated import gated
+from ...kernels.choose import EAGER, Kernels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 
@@ -77,6 +74,7 @@ def attend(
     scale: float | None = None,
     prefix: tuple[Tensor, Tensor] | None = None,
     gate: Tensor | None = None,
+    kernels: Kernels = EAGER,
 ) -> Tensor:
     """Attention of every sequence of the pack over itself, and over a prefix that all of them share.
 
@@ -87,6 +85,7 @@ def attend(
         scale: softmax scale, head_dim ** -0.5 by default.
         prefix: keys and values, each (P, kv_heads, head_dim).
         gate: (T, heads) or (T, heads * head_dim), of which the sigmoid scales the result.
+        kernels: of the model.
 
     Returns:
         (T, heads * head_dim), same dtype as q.
@@ -94,7 +93,7 @@ def attend(
     runs = [run for run in runs if run.length]  # PyTorch's attention ends the process on no tokens beside a prefix
     if not runs:
         return q.flatten(1)
-    if fast := one_launch(q):
+    if fast := kernels.sequence_attention:
         beside = prefix and tuple(t.transpose(0, 1).unsqueeze(0) for t in prefix)
         longest = max(run.length for run in runs)
         table = _table(tuple(runs), q.device)
@@ -104,7 +103,7 @@ def attend(
     else:
         parts = [_sequences(run, q, k, v) for run in runs]
         y = _attended(q, parts, causal=causal, scale=scale, prefix=prefix)
-    return y if gate is None else gated(y, gate, q.shape[1])
+    return y if gate is None else kernels.gated(y, gate, q.shape[1])
 
 
 def attend_last(
@@ -124,13 +123,6 @@ def attend_last(
 def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
     """The run's rows of each (T, heads, d) tensor as (count, heads, length, d)."""
     return [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in tensors]
-
-
-def one_launch(q: Tensor) -> Callable[..., Any] | None:
-    """The kernel in use that takes sequences of any length and their gates; for 16 bits, where it is on a GPU."""
-    if q.device.type == "cuda" and q.element_size() != 2:
-        return None
-    return kernel("sequence_attention", q)
 
 
 @lru_cache(8)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...base.errors import QwenchError
 from ...checkpoint.safetensors_reader import SafetensorsReader
-from ...kernels.choose import kernel
-from ...kernels.parscale import join, stream_major
+from ...kernels.choose import EAGER, Kernels
+from ...kernels.parscale import stream_major
 from .causal import CausalDecoder
 from .linear import Linear, Maker
 from .packed import joined
@@ -90,8 +90,9 @@ class ParallelDecoder(CausalDecoder):
         device: str = "cpu",
         linear: Maker = Linear,
         slots: int = 1,
+        kernels: Kernels = EAGER,
     ) -> None:
-        super().__init__(config, weights, dtype, device, linear, slots)
+        super().__init__(config, weights, dtype, device, linear, slots, kernels)
         adapter: dict[str, Tensor] = config.get("adapter", {})
         self.streams: int = config["parscale_n"]
         self.smooth: float = config["parscale_attn_smooth"]
@@ -122,7 +123,7 @@ class ParallelDecoder(CausalDecoder):
     def _summed(self, x: Tensor) -> Tensor:
         """The weighted sum of streams (section 3.2, smoothing included): (T * P, h) -> (T, h)."""
         streams = x.unflatten(0, (-1, self.streams))
-        return (kernel("join", x) or join)(self.mix(streams.flatten(1)), streams, *self.mix_last, self.smooth)
+        return self.kernels.join(self.mix(streams.flatten(1)), streams, *self.mix_last, self.smooth)
 
     def _step(self, parts: list[Part]) -> Step:
         return _ParallelStep(self, parts)

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .gated import gated
-from .packed import one_launch
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -30,14 +27,14 @@ class Step:
     def __init__(self, model: CausalDecoder, parts: list[Part]) -> None:
         import torch
 
-        self.parts, self.kv_heads, self.streams = parts, model.kv_heads, model.streams
+        self.parts, self.kv_heads, self.streams, self.kernels = parts, model.kv_heads, model.streams, model.kernels
         self.group = model.heads // model.kv_heads
         self.mask: Tensor | None = None
         # Single tokens of slots 0..n-1: one call for all, and a group of query heads reads its keys once.
         self.singles = [p.slot for p in parts] == list(range(len(parts))) and all(p.count == 1 for p in parts)
         ends = [p.past + 1 for p in parts]
         self.longest = max(ends)
-        self.fast = None if self.singles else one_launch(model._keys[0])
+        self.fast = None if self.singles else model.kernels.sequence_attention
         if self.fast:
             p, own = model.streams, range(model.streams)
             self.most = max(part.count for part in parts)
@@ -68,7 +65,7 @@ class Step:
         if self.fast:
             return self._at_once(q, k, v, keys, values, gate)
         y = self._attended(q, k, v, keys, values)
-        return y if gate is None else gated(y, gate, q.shape[1])
+        return y if gate is None else self.kernels.gated(y, gate, q.shape[1])
 
     def _at_once(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, gate: Tensor | None) -> Tensor:
         keys[self.rows, :, self.at], values[self.rows, :, self.at] = k, v

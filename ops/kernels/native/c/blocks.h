@@ -61,16 +61,20 @@ INLINE void to_block4(const float *x, Block4 *block) {
     for (int i = 0; i < GROUP / 2; i++) block->code[i] = (uint8_t)(code[i] | code[i + GROUP / 2] << 4);
 }
 
+/* Values that are widened at a time: room on a thread's stack, whatever the rows */
+#define WIDENED (64 * GROUP)
+
 /* w in blocks of `kind`, row after row. */
 void qwench_to_blocks(const Matrix *w, int kind, void *out, int threads) {
     long k = w->k, count = k / GROUP;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && w->n * k > 1 << 15)
     for (long n = 0; n < w->n; n++) {
-        float row[k];
-        widen_row(w, n, row);
+        float piece[WIDENED];
         for (long b = 0; b < count; b++) {
-            if (kind == Q8) to_block8(row + b * GROUP, (Block8 *)out + n * count + b);
-            else to_block4(row + b * GROUP, (Block4 *)out + n * count + b);
+            long in = b * GROUP % WIDENED, left = k - b * GROUP;
+            if (!in) widen_piece(w, n * k + b * GROUP, left < WIDENED ? left : WIDENED, piece);
+            if (kind == Q8) to_block8(piece + in, (Block8 *)out + n * count + b);
+            else to_block4(piece + in, (Block4 *)out + n * count + b);
         }
     }
 }

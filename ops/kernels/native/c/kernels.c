@@ -2,7 +2,7 @@
  *
  * Activations are float32. Weights are float32, bfloat16 or float16 and become float32 in registers, so that a
  * result differs from float32 arithmetic on the widened weights by the order of summation alone. Built and loaded by
- * native.py.
+ * native/.
  */
 #include "attention.h"
 #include "blocks.h"
@@ -146,7 +146,7 @@ static void layer_share(Worker *k, const Layer *w, const Layer *after) {
  *
  * ids, slots, positions (count): keys and values of stream p go to position positions[i] of slot slots[i] * streams + p,
  * which nothing else of this step does. cos and sin: tables (positions, d). x (count * streams, hidden) is written.
- * scratch: see native_step.py. The threads stay together from the first layer to the last.
+ * scratch: see step.py. The threads stay together from the first layer to the last.
  */
 void qwench_step(const Decoder *m, const long *ids, const long *slots, const long *positions, long count,
                  const float *cos, const float *sin, float *x, float *scratch, int threads) {

@@ -201,9 +201,9 @@ void qwench_linear(const Matrix *w, const float *x, long ldx, float *y, long m, 
     linear_share(w, &r, m, &s, omp_get_thread_num());
 }
 
-/* Row n as float32, y (k). */
-static void widen_row(const Matrix *w, long n, float *y) {
-    long k = w->k, at = n * k, i = 0;
+/* k values after `at` others as float32, y (k); in blocks both are whole ones. */
+static void widen_piece(const Matrix *w, long at, long k, float *y) {
+    long i = 0;
 #define WIDEN(KIND, U)                                                                                       \
     case KIND:                                                                                               \
         for (; i + U * WIDTH <= k; i += U * WIDTH)                                                           \
@@ -215,6 +215,9 @@ static void widen_row(const Matrix *w, long n, float *y) {
 #undef WIDEN
     for (; i < k; i++) y[i] = load_one(w->weight, at + i, w->kind);
 }
+
+/* Row n as float32, y (k). */
+static void widen_row(const Matrix *w, long n, float *y) { widen_piece(w, n * w->k, w->k, y); }
 
 /* Rows n0..n1-1 as float32, y (n1 - n0, k). */
 void qwench_widen(const Matrix *w, long n0, long n1, float *y, int threads) {

@@ -94,10 +94,10 @@ void qwench_gate(const float *x, const float *gate, long ldg, float *y, long row
 }
 
 /* What follows the first product of ParScale's aggregator (arXiv 2505.10475, section 3.2): hidden (tokens, n), that
- * product; h: vectors (n), one every `of_stream` and `of_token`; w2 (streams, n), b2 (streams); y (tokens, n). */
+ * product; h: vectors (n), one every `of_stream` and `of_token`; w2 (streams, n), b2 (streams); y (tokens, n). share:
+ * room for (streams). */
 void qwench_join(const float *hidden, const float *h, long of_stream, long of_token, const float *w2, const float *b2,
-                 float smooth, float *y, long tokens, long streams, long n) {
-    float share[streams];
+                 float smooth, float *y, float *share, long tokens, long streams, long n) {
     for (long t = 0; t < tokens; t++) {
         const float *in = hidden + t * n, *each = h + t * of_token;
         float *out = y + t * n, top = -INFINITY, total = 0;

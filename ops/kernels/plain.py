@@ -1,14 +1,12 @@
-"""Element-wise steps of a decoder, block by block of tokens on the CPU.
+"""What a model runs where its kernels have nothing: element-wise steps, block by block of tokens on the CPU.
 
 A step over a whole batch streams megabytes through memory several times; a block of 64 tokens stays in the
-cache between the passes. On a GPU the block is the batch. Where `--kernels` has a kernel for a step, it is that.
+cache between the passes. On a GPU the block is the batch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from ...kernels.choose import kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +32,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm (Zhang and Sennrich, arXiv 1910.07467): x (T, h), weight (h,) -> (T, h)."""
     import torch
 
-    if fast := kernel("rms_norm", x):
-        return fast(x, weight, eps)
     step = _step(x)
     if len(x) <= step:
         return _normed(x, weight, eps)
@@ -58,8 +54,6 @@ def norm_rotate(x: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: 
     """
     import torch
 
-    if fast := kernel("norm_rotate", x):
-        return fast(x, weight, eps, cos, sin)
     step, half = _step(x), x.shape[-1] // 2
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for at in range(0, len(x), step):
@@ -78,11 +72,14 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     import torch
     from torch.nn import functional as F
 
-    if fast := kernel("silu_mul", gate_up):
-        return fast(gate_up)
     step, width = _step(gate_up), gate_up.shape[-1] // 2
     out = torch.empty((len(gate_up), width), dtype=gate_up.dtype, device=gate_up.device)
     for at in range(0, len(gate_up), step):
         gate, up = gate_up[at : at + step].chunk(2, dim=-1)
         torch.mul(F.silu(gate), up, out=out[at : at + step])
     return out
+
+
+def gated(y: Tensor, gate: Tensor, heads: int) -> Tensor:
+    """y (T, heads * d) times sigmoid(gate), gate (T, heads) or (T, heads * d); y is written into where it can be."""
+    return y.unflatten(-1, (heads, -1)).mul_(gate.unflatten(-1, (heads, -1)).sigmoid()).flatten(1)
