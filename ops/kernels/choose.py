@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.choice import Choice
 from ..base.errors import QwenchError
-from ..base.events import Events, Started
+from ..base.events import Advanced, Events, Started, Warned
 from . import parscale, plain
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ def prepared(kernels: str, device: str) -> Events:
         return
     from .native import library as native_library
 
-    told = False
+    told, stage = False, "build kernels"
     for _ in native_library.prepare():
+        yield Advanced(stage, 0, detail="once for this machine") if told else Started(stage)
         told = True
-        yield Started("build kernels")
     if told:
         yield Started("load")
+    if words := native_library.warning():
+        yield Warned("kernels", words)
 
 
 def _no_native(device: str) -> str | None:

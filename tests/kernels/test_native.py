@@ -136,11 +136,8 @@ def test_first_uses_at_once_and_why_not(tmp_path: Path) -> None:
 def test_a_wrong_library_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of its functions does nothing: what was in memory stays."""
     lib = native_library.library()
-    for name in ("linear", "widen", "to_blocks", "rms_norm", "add_rms_norm", "norm_rotate", "silu_mul", "gate") + (
-        "attend",
-        "join",
-        "step",
-    ):
+    steps = ("rms_norm", "add_rms_norm", "norm_rotate", "silu_mul", "gate", "attend", "join", "step")
+    for name in ("linear", "widen", "to_blocks", *steps):
         with monkeypatch.context() as patch:
             patch.setattr(lib, f"qwench_{name}", lambda *args: None)
             assert "wrong" in (check.fault_of() or ""), name

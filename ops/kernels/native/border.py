@@ -121,9 +121,11 @@ class Matrix(ctypes.Structure):
             TypeError: other dtypes, or not on the CPU.
             ValueError: other shapes or layouts.
         """
+        import torch
+
         n, k = sizes("weight", weight, 2)
         kind = str(weight.dtype)[6:]
-        if kind not in KINDS or not weight.is_cpu:
+        if kind not in KINDS or not weight.is_cpu or weight.layout is not torch.strided:
             raise TypeError(f"`weight` must be float32, bfloat16 or float16 on the CPU, and is {_told(weight)}")
         return cls._made(weight, bias, n, k, kind)
 

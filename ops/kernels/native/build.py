@@ -26,7 +26,11 @@ PATIENCE = 2.0
 
 
 class NotBuilt(Exception):
-    """Why there is no library, in words."""
+    """Why there is no library, in words; `new` where somebody should be told, once."""
+
+    def __init__(self, reason: str, new: bool = False) -> None:
+        super().__init__(reason)
+        self.new = new
 
 
 def compiler() -> list[str]:
@@ -89,7 +93,7 @@ def supported() -> None:
 
 
 def compiled(command: list[str], name: str, made: Path) -> Iterator[None]:
-    """Compile the sources into a file; yields once where that goes on for longer than PATIENCE.
+    """Compile the sources into a file; yields every PATIENCE while that goes on.
 
     A compiler that fails is not asked again on the same day.
 
@@ -105,13 +109,10 @@ def compiled(command: list[str], name: str, made: Path) -> Iterator[None]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         running = subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
         try:
-            try:
-                running.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
+            while not _ended(running, PATIENCE):
+                if time.monotonic() - began > 60 * MINUTES:
+                    raise _failed(note, f"`{told}` took more than {MINUTES} minutes")
                 yield
-                running.wait(max(0.0, began + 60 * MINUTES - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise _failed(note, f"`{told}` took more than {MINUTES} minutes") from None
         finally:
             if running.poll() is None:
                 running.kill()
@@ -125,6 +126,14 @@ def compiled(command: list[str], name: str, made: Path) -> Iterator[None]:
         raise _failed(note, f"`{told}` failed: {first.strip()}")
 
 
+def _ended(running: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def _failed(note: str, reason: str) -> NotBuilt:
     store.write(note, {"day": store.today(), "reason": reason})
-    return NotBuilt(reason)
+    return NotBuilt(reason, new=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,20 @@ from . import build, store
 from .border import KINDS, Matrix, enter, library
 from .check import fault_of
 
-__all__ = ["KINDS", "Matrix", "available", "library", "prepare"]
+__all__ = ["KINDS", "Matrix", "available", "library", "prepare", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What the first look came to, for the rest of the process: one library serves every model."""
+    """What the first look came to, for the rest of the process: one library serves every model.
+
+    Attributes:
+        warn: the reason is one that the user should hear of.
+    """
 
     value: bool
     reason: str
+    warn: bool = False
 
 
 _found: list[_Found] = []
@@ -36,8 +41,13 @@ def available() -> Choice:
     return Choice(_found[0].value, _found[0].reason)
 
 
+def warning() -> str | None:
+    """What the user should hear of, after `prepare` or `available`."""
+    return _found[0].reason if _found and _found[0].warn else None
+
+
 def prepare() -> Iterator[None]:
-    """What `available` waits for; yields where the compiler takes long, for whoever wants to tell."""
+    """What `available` waits for; yields while the compiler takes long, for whoever wants to tell."""
     import torch  # noqa: F401  before the library, so that its OpenMP is the one that is used
 
     if _found:
@@ -46,16 +56,14 @@ def prepare() -> Iterator[None]:
         _found.append(_Found(False, "QWENCH_NATIVE=0"))
         return
     try:
-        reason = yield from _ready()
+        _found.append((yield from _ready()))
     except (build.NotBuilt, AttributeError, OSError) as error:
         enter(None)
-        _found.append(_Found(False, str(error)))
-    else:
-        _found.append(_Found(True, reason))
+        _found.append(_Found(False, str(error), getattr(error, "new", False)))
 
 
-def _ready() -> Iterator[None]:
-    """Load the library that is there, or build it; returns what to say.
+def _ready() -> Generator[None, None, _Found]:
+    """Load the library that is there, or build it.
 
     Raises:
         build.NotBuilt: no compiler, an unsupported machine, a failed compile, wrong results.
@@ -70,7 +78,7 @@ def _ready() -> Iterator[None]:
             if known[1]:
                 raise build.NotBuilt(known[1])
             _load(known[0], key)
-            return reason
+            return _Found(True, reason)
         apart = None
     except PermissionError as error:
         apart = str(error)
@@ -87,8 +95,10 @@ def _ready() -> Iterator[None]:
         if apart is None:
             store.vouch(key, kept, fault)
         if fault:
-            raise build.NotBuilt(fault)
-    return reason if apart is None else f"{reason}, for this run alone: {apart}"
+            raise build.NotBuilt(fault, new=True)
+    if apart is None:
+        return _Found(True, reason)
+    return _Found(True, f"{reason}, for this run alone: {apart}", warn=True)
 
 
 def _load(path: Path, key: str) -> None:
