@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 from .base.errors import QwenchError
 from .base.events import Advanced, Events, Finished, Produced, Started, Warned
 from .kernels.choose import prepared
-from .scoring.embedder import EmbedSettings
 from .scoring.session import Counts, EmbedOptions, Reuse, Session, row_of, survey, windows
 from .text.feed import Entry, Feed
 
@@ -40,8 +39,7 @@ def embed(options: EmbedOptions, stdin: BinaryIO | None = None, nul_list: Binary
     if not found and not options.prune:
         raise QwenchError("nothing to embed in: " + ", ".join(f"`{p}`" for p in options.paths))
     yield Started("load", None, "")
-    settings = options.settings or EmbedSettings()
-    yield from prepared(settings.kernels, settings.device)
+    yield from prepared(options.settings.runtime)
     session = Session(options)
     yield from session.choices()
     fingerprint = session.fingerprint()
@@ -128,8 +126,7 @@ def answer(
         yield counts.warned(warning)
     if not found:
         raise QwenchError("nothing to embed in: " + ", ".join(f"`{p}`" for p in options.paths))
-    settings = options.settings or EmbedSettings()
-    yield from prepared(settings.kernels, settings.device)
+    yield from prepared(options.settings.runtime)
     session = Session(options)
     yield from session.choices()
     wanted = session.model.embed(session.model.query_ids([query], session.query_prompt))[0]

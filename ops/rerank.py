@@ -120,7 +120,7 @@ def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
     asked = options.settings.runtime
     checkpoint = resolve(options.model, asked.revision, asked.offline)
     loaded = cache(lambda: Reranker(checkpoint, options.settings))
-    yield from prepared(asked.kernels, asked.device)
+    yield from prepared(asked)
     yield Started("read", None, "")
     spool, failed = Spool(), 0
     for event in read_candidates(options.candidates, stdin, cache(lambda: _cutting(loaded(), queries, options))):
@@ -291,7 +291,7 @@ def selftest(options: RerankOptions) -> Events:
     yield Started("load", None, "")
     asked = options.settings.runtime
     checkpoint = resolve(options.model, asked.revision, asked.offline)
-    yield from prepared(asked.kernels, asked.device)
+    yield from prepared(asked)
     model = Reranker(checkpoint, options.settings)
     yield from (Chose(name, c.value, c.reason) for name, c in model.choices.items())
     yield Started("test", None, "")

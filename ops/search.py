@@ -69,7 +69,7 @@ def search(options: SearchOptions) -> Events:
         raise QwenchError(f"-k must be at least 1, not {options.k}", code=2)
     index = open_for_search(options.index)
     yield Started("load", None, "")
-    yield from prepared(options.kernels, options.device)
+    yield from prepared(options.runtime)
     model = load_for(index.fingerprint, options)
     for name in ("device", "dtype", "threads", "engine", "kernels"):
         yield Chose(name, model.choices[name].value, model.choices[name].reason)

@@ -41,7 +41,7 @@ def bench_model(model: str, runtime: Runtime, seq: int, batch: tuple[int, ...]) 
     torch.set_num_threads(count.value)
     yield Started("load")
     checkpoint = resolve(model)
-    yield from prepared(runtime.kernels, runtime.device)
+    yield from prepared(runtime)
     loaded = load_causal(
         checkpoint,
         device=runtime.device,

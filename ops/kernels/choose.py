@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.choice import Choice
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Events, Started, Warned
+from ..base.runtime import Runtime
 from . import parscale, plain
 
 if TYPE_CHECKING:
@@ -42,14 +43,14 @@ def pick_kernels(kernels: str, device: str) -> Choice:
     return Choice(wanted, "C kernels built for this CPU" if wanted == "native" else "Triton runs on this GPU")
 
 
-def prepared(kernels: str, device: str) -> Events:
+def prepared(runtime: Runtime) -> Events:
     """Tell of a build of the C kernels that takes long, before `pick_kernels` waits for it without a word.
 
-    Args:
-        device: as asked for, `auto` too: where that turns out to be a GPU nothing is built.
+    Where `--device auto` turns out to be a GPU nothing is built.
     """
     import torch
 
+    kernels, device = runtime.kernels, runtime.device
     elsewhere = device == "auto" and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if kernels not in ("auto", "native") or device not in ("auto", "cpu") or elsewhere:
         return

@@ -90,7 +90,7 @@ class Chat:
         yield Started("load")
         checkpoint = resolve(o.model, r.revision, r.offline)
         if r.engine != "llama.cpp":
-            yield from prepared(r.kernels, r.device)
+            yield from prepared(r)
         self.loaded = load_causal(
             checkpoint,
             device=r.device,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Advanced, Chose, Started, Warned
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.kernels import choose
 from qwench.ops.kernels.native import border, build, check, linear, rows, store
 from qwench.ops.kernels.native import library as native_library
@@ -207,7 +208,7 @@ def test_a_compiler_that_fails_is_asked_once_a_day(
     monkeypatch.setattr(store, "today", lambda: "2999-01-01")
     for told in ([Warned("kernels", reasons[0][1])], []):
         anew(monkeypatch)
-        assert list(choose.prepared("auto", "cpu")) == told
+        assert list(choose.prepared(Runtime(kernels="auto", device="cpu"))) == told
     assert cc.calls == 2
 
 
@@ -245,22 +246,26 @@ def test_a_long_compile_is_told(cc: Compiler, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(build, "PATIENCE", 0.05)
     cc.does("sleep 0.5\n" + cc.path.read_text().splitlines()[-1])
     anew(monkeypatch)
-    assert list(choose.prepared("eager", "cpu")) == list(choose.prepared("auto", "cuda")) == []
+    assert (
+        list(choose.prepared(Runtime(kernels="eager", device="cpu")))
+        == list(choose.prepared(Runtime(kernels="auto", device="cuda")))
+        == []
+    )
     assert not cc.calls
-    events = choose.prepared("auto", "cpu")
+    events = choose.prepared(Runtime(kernels="auto", device="cpu"))
     assert next(events) == Started("build kernels")
     assert not libraries(store.cache())  # it is told while the compiler is at work
     *during, after = events
     assert set(during) == {Advanced("build kernels", 0, detail="once for this machine")} and after == Started("load")
     works()
-    assert list(choose.prepared("auto", "cpu")) == []
+    assert list(choose.prepared(Runtime(kernels="auto", device="cpu"))) == []
 
 
 def test_whoever_stops_listening_ends_the_compiler(cc: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "PATIENCE", 0.05)
     cc.does('echo $$ > "$0.pid"; exec sleep 60')
     anew(monkeypatch)
-    events = choose.prepared("native", "cpu")
+    events = choose.prepared(Runtime(kernels="native", device="cpu"))
     next(events)
     events.close()
     with pytest.raises(ProcessLookupError):
@@ -272,7 +277,7 @@ def test_chat_tells_of_the_build(cc: Compiler, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(build, "PATIENCE", 0.05)
     cc.does("sleep 0.2\n" + cc.path.read_text().splitlines()[-1])
     anew(monkeypatch)
-    options = ChatOptions(model=str(byte_decoder(tmp_path / "m")), device="cpu")
+    options = ChatOptions(model=str(byte_decoder(tmp_path / "m")), runtime=Runtime(device="cpu"))
     events = list(Chat(options).load())
     assert Started("build kernels") in events
     assert Chose("kernels", "native", BUILT) in events
