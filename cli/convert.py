@@ -39,7 +39,9 @@ def convert(
     untie: Annotated[bool, typer.Option("--untie", help="Write a tied head as a tensor of its own.")] = False,
     verify: Annotated[str, typer.Option(help="bits compares every byte; logits asks both models the same.")] = "none",
     allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Convert although a tensor holds NaN.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --force: go on with what an interrupted run left.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
     *,
@@ -48,7 +50,7 @@ def convert(
 ) -> None:
     """Change a checkpoint's format, dtype, shards, names.
 
-    The input is never changed. The output appears whole, or as OUT.part that --resume goes on with.
+    The input is never changed. The output appears whole, or as OUT.part that the same command goes on with.
     """
     from ..ops import convert as op
 

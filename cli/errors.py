@@ -41,7 +41,7 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
         return *KNOWN[name], ExitCode.FAILED
     if isinstance(error, OSError):
         what = f"{error.strerror or error}" + (f": `{error.filename}`" if error.filename else "")
-        hint = "free some space; the same command goes on" if error.errno == 28 else None
+        hint = "; ".join(filter(None, ("free some space", out.current.going_on()))) if error.errno == 28 else None
         return what[0].lower() + what[1:], hint, ExitCode.FAILED
     line = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return f"unexpected {name}: {line}", "set QWENCH_DEBUG=1 for the traceback", ExitCode.FAILED
@@ -59,7 +59,7 @@ def boundary(command: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except KeyboardInterrupt:
             out.current.close()
-            out.current.talk("interrupted; what was written is kept, and the same command goes on")
+            out.current.talk("; ".join(filter(None, ("interrupted", out.current.going_on()))))
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except BrokenPipeError:
             # The reader has gone; nothing more can be said on stdout, not even by the interpreter's last flush.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..ops.base.events import Advanced, Chose, Events, Finished, Produced, Started, Warned
+from ..ops.base.events import Advanced, Chose, Events, Finished, Kept, Produced, Started, Warned
 from .screen import json_safe, one_line, paint, visible
 
 #: a bar is for work longer than this, in seconds
@@ -29,6 +29,8 @@ class Out:
         self.json, self.quiet, self.verbose = json, quiet, verbose
         self.choices: dict[str, dict[str, Any]] = {}
         self.warnings: list[dict[str, Any]] = []
+        #: what an interrupt leaves to go on from
+        self.kept: Kept | None = None
         self._bar: _Bar | None = None
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
@@ -84,6 +86,13 @@ class Out:
         if hint:
             self._say(f"\nhint: {hint}")
 
+    def going_on(self) -> str:
+        """How to go on with what is done so far, where that is possible."""
+        if self.kept is None or not os.path.exists(self.kept.path):
+            return ""
+        added = f" with {self.kept.flag}" if self.kept.flag else ""
+        return f"what was written is kept in `{self.kept.path}`, and the same command{added} goes on"
+
     def _say(self, text: str) -> None:
         line = visible(text) + "\n"
         if self._bar:
@@ -102,6 +111,9 @@ class Out:
                     self._follow(event, show)
         finally:
             self.close()
+            if close := getattr(events, "close", None):
+                close()  # an interrupt between two events: the op tidies up before anything is said of it
+        self.kept = None
         return result
 
     def _follow(self, event: Any, show: Callable[[dict[str, Any]], None] | None) -> None:
@@ -112,6 +124,8 @@ class Out:
             self.warnings.append({"kind": event.kind, "message": event.message, "subject": event.subject})
             if event.failed or not self.quiet:
                 self.warn(event.message)
+        elif isinstance(event, Kept):
+            self.kept = event
         elif isinstance(event, Chose):
             self.choices[event.name] = {"value": event.value, "reason": event.reason}
             if self.verbose:

@@ -14,7 +14,7 @@ EPILOG = """\b
 examples:
   qwench parscale-recycle Qwen/Qwen3-0.6B wide --data docs --tokens 2M --dry-run
   qwench parscale-recycle smollm2 wide --streams 2,4 --data src --include '*.py' --tokens 200k --baseline
-  qwench parscale-recycle smollm2 wide --config recycle.toml --tokens 200k --resume
+  qwench parscale-recycle smollm2 wide --config recycle.toml --tokens 200k
 """
 
 
@@ -56,7 +56,9 @@ def parscale_recycle(
     ] = False,
     config: Annotated[str | None, typer.Option(help="TOML file with these options; flags win.")] = None,
     seed: Annotated[int, typer.Option(help="Of data order, prompts, fresh tensors.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --force: go on with what an interrupted run left.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
     *,
@@ -84,13 +86,7 @@ def parscale_recycle(
         shown.document(plan) if json else shown.data(_planned(plan))
         return
     show = (lambda row: shown.document(row) if json else _talk(shown, row)) if talks else None
-    try:
-        result = shown.run(op.recycle(options), show)
-    except KeyboardInterrupt:
-        shown.close()
-        kept = f"the state is in {out}.run: run the same command with --resume"
-        shown.talk(f"interrupted; {kept if Path(f'{out}.run').is_dir() else 'nothing was begun'}")
-        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    result = shown.run(op.recycle(options), show)
     if talks:
         if json:
             shown.document(result | {"choices": shown.choices, "warnings": shown.warnings})

@@ -14,9 +14,9 @@ from pathlib import Path
 from .base.errors import QwenchError
 from .base.events import Advanced, Events, Finished, Started, Warned
 from .checkpoint.cast import Losses
-from .checkpoint.lora import adapter_file
+from .checkpoint.lora import adapter_files
 from .checkpoint.reader import Source, apart
-from .checkpoint.staging import Staging
+from .checkpoint.staging import Staging, job_of, state_of
 from .checkpoint.writer import check_room, verify_bits, write_sides, write_tensors
 from .conversion.plan import ConvertOptions as ConvertOptions
 from .conversion.plan import plan_conversion as plan_conversion
@@ -44,8 +44,8 @@ def convert(options: ConvertOptions) -> Events:
         check_options(options)
     for note in plan.notes:
         yield Warned("note", note)
-    adapters = [adapter_file(Path(folder))[0] for folder in options.lora]
-    state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in (*source.files, *adapters)}
+    adapters = [file for folder in options.lora for file in adapter_files(Path(folder))]
+    state = state_of((*source.files, *adapters))
     losses, threads = Losses(), pick_threads(options.runtime.threads).value
     single = plan.shards[0].file if plan.shards[0].said else None
     staging = Staging(
@@ -55,9 +55,11 @@ def convert(options: ConvertOptions) -> Events:
         force=options.force,
         file=single,
         files=plan.files,
+        job=job_of(options, ("src", "out", "verify", "allow_nan"), state),
     )
-    check_room(plan, out.parent, staging.held())
+    check_room(plan, staging.out.parent, staging.held())
     with staging:
+        yield from staging.told()
         resumed = sum(o.nbytes for s in plan.shards for o in s.outputs if {o.name, s.file} & staging.done)
         yield Started("write", plan.nbytes, "B")
         for count in write_tensors(plan, staging, losses, threads, source.reader.release):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .base.atomic import remove
 from .base.errors import QwenchError
 from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .checkpoint.cast import Losses
@@ -14,9 +14,10 @@ from .checkpoint.staging import Staging
 from .checkpoint.writer import check_room, write_sides, write_tensors
 from .models.device import pick_threads
 from .models.pretrained import silence_transformers
-from .streams.options import RecycleOptions, rank, tokens_of
+from .streams.options import RecycleOptions, tokens_of
 from .streams.report import estimate, result_of
 from .streams.work import Work
+from .training.ranks import rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,7 @@ def recycle(options: RecycleOptions) -> Events:
     work = Work(options)
     work.open_folder()
     try:
+        yield from work.told()
         yield from _recycled(work)
     finally:
         work.close()
@@ -129,9 +131,14 @@ def _write(work: Work, kept: dict[int, dict[str, Tensor]], result: dict[str, Any
     except QwenchError as error:
         yield Warned("plot", f"the curves are not drawn: {error.message}")
     plan.copies = [n for n in plan.copies if n not in plan.side]
-    # Any part there is of an earlier end of this very run: it is cheap to write again.
-    staging = Staging(work.out, plan.fingerprint(""), resume=False, force=True, files=plan.files)
-    check_room(plan, work.out.parent, staging.held())
+    if work.out.exists() and not o.force:
+        raise QwenchError(
+            f"the output appeared in the meantime: `{work.out}`", "move it away; the same command then only writes it"
+        )
+    # The state of the run is in its folder: a part there is of an earlier end of this very run goes on.
+    mark = f"{work.mark} {best}"
+    staging = Staging(work.out, mark, resume=True, force=o.force, files=plan.files)
+    check_room(plan, staging.out.parent, staging.held())
     with staging:
         yield Started("write", plan.nbytes, "B")
         threads = pick_threads(o.runtime.threads).value
@@ -139,4 +146,4 @@ def _write(work: Work, kept: dict[int, dict[str, Tensor]], result: dict[str, Any
             yield Advanced("write", count)
         write_sides(plan, staging.part, work.source.folder)
         staging.commit()
-    shutil.rmtree(work.folder)
+    remove(work.folder)

@@ -54,6 +54,17 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What is done so far lies at `path` from here on, should the run be cut short: the same command goes on with it.
+
+    `flag` is to be added to the command where it would begin anew.
+    """
+
+    path: str
+    flag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Produced:
     """One piece of data for stdout, for ops that stream their answer."""
 
@@ -67,5 +78,5 @@ class Finished:
     result: dict[str, Any]
 
 
-Event = Started | Advanced | Chose | Warned | Produced | Finished
+Event = Started | Advanced | Chose | Warned | Kept | Produced | Finished
 Events = Iterator[Event]

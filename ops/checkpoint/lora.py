@@ -154,6 +154,11 @@ def adapter_file(folder: Path) -> tuple[Path, type[SafetensorsReader] | type[Tor
     raise QwenchError(f"the adapter folder has no adapter_model.safetensors: `{folder}`", "give the folder peft saved")
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    """The files that decide what an adapter adds."""
+    return [adapter_file(folder)[0], folder / "adapter_config.json"]
+
+
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """peft's way: the first key that matches the end of the module's name."""
     for key, value in (patterns or {}).items():

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..base.atomic import sync
 from ..base.errors import QwenchError
 from .cast import Losses, as_bytes, same_bits
 from .gguf_file import GgufFile
 from .gguf_plan import place
 from .plan import Output, Plan, Shard
 from .safetensors_reader import SafetensorsReader
-from .staging import Staging, sync
+from .staging import Staging
 from .tensors import NAMES
 from .torch_reader import TorchReader
 
@@ -84,7 +85,8 @@ def _placed(
     """Files whose header says where each tensor's bytes belong."""
     head, starts = place(shard) if shard.said else header_of(shard)
     end = max((starts[o.name] + o.nbytes for o in shard.outputs), default=len(head))
-    todo = [o for o in shard.outputs if o.name not in staging.done]
+    there = (staging.part / shard.file).is_file()  # the journal is of no use without it
+    todo = [o for o in shard.outputs if not (there and o.name in staging.done)]
     yield shard.nbytes - sum(o.nbytes for o in todo)
     handle = os.open(staging.part / shard.file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -173,7 +175,7 @@ def _torch(shard: Shard, staging: Staging, losses: Losses) -> Iterator[int]:
     import torch
 
     path = staging.part / shard.file
-    if shard.file not in staging.done:
+    if shard.file not in staging.done or not path.is_file():
         torch.save({o.name: o.whole(losses) for o in shard.outputs}, path)
         sync(path)
         if all(losses.whole(o) for o in shard.outputs):

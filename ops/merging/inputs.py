@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.layout import LM_HEAD, PREFIX
@@ -60,17 +61,20 @@ class Input:
     Args:
         model: as the user gave it.
         plan: of an unchanged copy, adapters merged.
+        adapters: files of theirs.
 
     Attributes:
         outputs: its tensors by bare name.
         layers: number of layers.
+        files: that its tensors come from.
     """
 
-    def __init__(self, model: str, source: Source, plan: Plan) -> None:
+    def __init__(self, model: str, source: Source, plan: Plan, adapters: Iterable[Path] = ()) -> None:
         self.model, self.source, self.plan = model, source, plan
         self.outputs: dict[str, Output] = {bare(o.name): o for o in plan.outputs}
         self.layers = 1 + max((n for n in map(layer_of, self.outputs) if n is not None), default=-1)
         self.config: dict[str, Any] = source.config()
+        self.files = [*source.files, *adapters]
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor by its bare name, a view of the mapped file where it is stored as it is."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..base.errors import QwenchError
 from ..checkpoint.layout import PREFIX
+from ..checkpoint.lora import adapter_files
 from ..checkpoint.plan import Output, Plan, parse_size, shards_of
 from ..checkpoint.sidecars import as_json
 from ..checkpoint.tensors import FLOATS
@@ -121,7 +122,7 @@ def _open(model: str, options: MergeOptions) -> Input:
         name, lora = model, ""
     source = open_source(name, options.runtime.revision, options.runtime.offline)
     how = ConvertOptions(name, options.out, to="safetensors", lora=(lora,) if lora else ())
-    return Input(model, source, plan_conversion(source, how))
+    return Input(model, source, plan_conversion(source, how), adapter_files(Path(lora)) if lora else ())
 
 
 def _tensors(made: MergePlan, method: MergeMethod, first: Input, seed: int) -> set[str]:

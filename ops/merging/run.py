@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Events, Finished, Started, Warned
 from ..checkpoint.cast import Losses
 from ..checkpoint.reader import apart
-from ..checkpoint.staging import Staging
+from ..checkpoint.staging import Staging, job_of, state_of
 from ..checkpoint.writer import check_room, write_sides, write_tensors
 from ..models.device import pick_threads
 from .inputs import layer_of
@@ -35,16 +36,14 @@ def merge(options: MergeOptions, plot: Path | None = None, recipe: Recipe | None
     """
     begun = time.monotonic()
     made = plan_merge(recipe or recipe_of(options), options)
-    plan, out = made.plan, output_of(made, options)
+    plan = made.plan
     for note in plan.notes:
         yield Warned("note", note)
-    files = [f for i in made.inputs.values() for f in i.source.files]
-    state = {str(f): (f.stat().st_size, f.stat().st_mtime_ns) for f in files}
-    fingerprint = plan.fingerprint(str([sorted(state.items()), made.yaml, options.seed]))
-    staging = Staging(out, fingerprint, resume=options.resume, force=options.force, files=plan.files)
-    check_room(plan, out.parent, staging.held())
+    staging = staging_of(made, options)
+    check_room(plan, staging.out.parent, staging.held())
     first = next(iter(made.inputs.values()))
     with staging:
+        yield from staging.told()
         resumed = sum(o.nbytes for s in plan.shards for o in s.outputs if o.name in staging.done)
         yield Started("merge", plan.nbytes, "B")
         for count in write_tensors(plan, staging, Losses(), pick_threads(options.runtime.threads).value, made.release):
@@ -89,6 +88,28 @@ def dry_run(options: MergeOptions) -> Events:
     free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else None
     said = {"schema": 1, "out": options.out, "models": made.recipe.models, "recipe": made.yaml, "free": free}
     yield Finished(said | {"shards": len(made.plan.shards)} | made.plan.to_dict())
+
+
+def staging_of(made: MergePlan, options: MergeOptions, among: Iterable[MergePlan] = ()) -> Staging:
+    """Where the result of a merge is written.
+
+    Args:
+        among: merges one of which will be made: a part of any of them may be there.
+
+    Raises:
+        QwenchError: see `output_of` and `Staging`.
+    """
+    out, plan = output_of(made, options), made.plan
+    state = state_of(f for i in made.inputs.values() for f in i.files)
+    marks = [_mark(m, options, state) for m in (made, *among)]
+    job = job_of(options, ("models", "out", "memory", "config", "trajectory"), state)
+    how = {"resume": options.resume, "force": options.force, "files": plan.files, "job": job}
+    return Staging(out, marks[0], also=marks[1:], **how)
+
+
+def _mark(made: MergePlan, options: MergeOptions, state: dict[str, list[int]]) -> str:
+    said = [sorted(state.items()), made.yaml, options.seed, options.dtype]
+    return made.plan.fingerprint(str(said))
 
 
 def output_of(made: MergePlan, options: MergeOptions) -> Path:

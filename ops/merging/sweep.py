@@ -14,7 +14,6 @@ from typing import Any
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Events, Finished, Started, Warned
 from ..checkpoint.plan import Plan
-from ..checkpoint.staging import Staging
 from ..checkpoint.writer import check_room, write_sides
 from ..models.hub import Checkpoint
 from .evaluate import Measure, parse_eval
@@ -23,7 +22,7 @@ from .methods import find_method
 from .options import MergeOptions, recipe_of
 from .plan import plan_merge
 from .recipe import Recipe, Slice
-from .run import merge, output_of
+from .run import merge, staging_of
 from .settings import scalar
 from .view import PlannedReader
 
@@ -86,9 +85,8 @@ def sweep(options: MergeOptions, wanted: str, measure: str, best: bool = False, 
     plans += [plan_merge(_at(recipe, asked.name, value), options, opened) for value in asked.values[1:]]
     if best:
         # What would stop the merge in the end is told before the work.
-        out = output_of(plans[0], options)
-        held = Staging(out, "", force=options.force).held() if not options.resume else 0
-        check_room(plans[0].plan, out.parent, held)
+        staging = staging_of(plans[0], options, plans[1:])
+        check_room(plans[0].plan, staging.out.parent, staging.held())
     for note in plans[0].plan.notes:
         yield Warned("note", note)
     lead = next(iter(opened.values()))

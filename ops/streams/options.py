@@ -84,11 +84,6 @@ def check(o: RecycleOptions) -> None:
         raise QwenchError("--prefix-tokens is at least 1 and at most --seq-len", code=2)
 
 
-def rank() -> int:
-    """Number of this process where torchrun or accelerate started several."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def steps_of(o: RecycleOptions) -> int:
     """Steps of the optimiser that the token budget is worth, over all processes."""
     return o.steps or max(round(o.tokens / _tokens_a_step(o)), 1)

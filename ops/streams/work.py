@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.atomic import hidden, is_leftover, remove, replacing, write
 from ..base.errors import QwenchError
-from ..base.events import Event, Produced, Started
+from ..base.events import Event, Kept, Produced, Started, Warned
+from ..base.lock import Lock
+from ..base.paths import check_output
 from ..checkpoint.reader import Source, apart
+from ..checkpoint.staging import difference
 from ..conversion.plan import ConvertOptions, plan_conversion
 from ..models.device import Choice, pick_device, pick_dtype, pick_threads
 from ..models.hub import open_source
 from ..training.data import Blocks, DataOptions
 from ..training.options import TrainOptions
-from .options import RATES, RecycleOptions, check, rank, steps_of, tokens_of
+from ..training.ranks import first, rank
+from .options import RATES, RecycleOptions, check, steps_of, tokens_of
 
-#: of the run's folder: what the run is of, and who is at it
-NOTE, LOCK = "run.json", "lock"
+#: of the run's folder: what the run is of
+NOTE = "run.json"
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,8 +50,7 @@ class Work:
         self.folder = self.out.with_name(self.out.name + ".run")
         if self.out.exists() and not options.force:
             raise QwenchError(f"the output is there already: `{self.out}`", "choose another name, or add --force")
-        if not self.out.parent.is_dir():
-            raise QwenchError(f"the folder of the output is not there: `{self.out.parent}`", "make it first")
+        check_output(options.out, folder=True)
         self.source: Source = open_source(options.model, options.runtime.revision, options.runtime.offline)
         apart(self.source, self.out)
         self.plan = self._plan()
@@ -58,7 +60,7 @@ class Work:
         stored = next((x.dtype for x in self.plan.outputs if len(x.shape) > 1), "float32")
         self.dtype = training_dtype(options.runtime.dtype, self.device.value, stored)
         self.losses: dict[str, dict[str, Any]] = {}
-        self._lock: int | None = None
+        self._lock = Lock(self.folder)
 
     def _plan(self) -> Plan:
         how = ConvertOptions(self.o.model, self.o.out, to="safetensors", layout=None)
@@ -66,42 +68,64 @@ class Work:
         return plan_conversion(self.source, how if prefixed else replace(how, layout="prefixed"))
 
     def open_folder(self) -> None:
-        """Make the run's folder, or go on with it.
+        """Make the run's folder, or go on with this very run's; the first process does it for all.
 
         Raises:
-            QwenchError: one is there and --resume is not, it is of other options, or another process is at it.
+            QwenchError: one is there of other options, or another run is at it.
         """
-        kept = {k: v for k, v in asdict(self.o).items() if k not in ("resume", "force", "threads", "out", "offline")}
+        own = ("model", "out", "resume", "force", "threads", "offline")
+        asked = {k: v for k, v in asdict(self.o).items() if k not in own}
+        kept = asked | {"model": self.o.model}
         state = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.source.files)
-        mark = hashlib.sha256(json.dumps([kept, state], sort_keys=True, default=str).encode()).hexdigest()
-        note = self.folder / NOTE
-        if self.folder.exists() and rank() == 0:
-            there = json.loads(note.read_text("utf-8"))["plan"] if note.is_file() else ""
-            if self.o.force and not self.o.resume:
-                shutil.rmtree(self.folder)
-            elif not self.o.resume:
-                raise QwenchError(
-                    f"an interrupted run left `{self.folder}`",
-                    "add --resume to go on with it, or --force to begin anew",
-                )
-            elif there and there != mark:
-                raise QwenchError(f"`{self.folder}` is of another run: its model or options differ", "add --force")
-        self.folder.mkdir(exist_ok=True)
-        if rank() == 0:
-            self._lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise QwenchError(f"another run is at `{self.folder}`", "wait for it to end") from None
-            note.write_text(json.dumps({"plan": mark}))
+        self.mark = hashlib.sha256(json.dumps([kept, state], sort_keys=True, default=str).encode()).hexdigest()
+        job = {k: v for k, v in asked.items() if k != "read"} | asked["read"]
+        job["input"] = {name: [size, time] for name, size, time in state}
+        first(lambda: self._open_folder(json.loads(json.dumps(job, default=str))))
+
+    def _open_folder(self, job: dict[str, Any]) -> None:
+        # Before anything is looked at or removed: another run may be at it.
+        self._lock.acquire()
+        try:
+            begun = self._begun() if self.folder.exists() else None
+            same = begun is not None and begun.get("plan") == self.mark
+            if begun is not None and not self.o.force and not same:
+                if begun:
+                    told = f"`{self.folder}` is of another run: {difference(begun.get('job', {}), job)}"
+                    raise QwenchError(told, "give the same options to go on with it, or add --force to begin anew")
+                told = f"there is a `{self.folder}` that does not say what it is of"
+                raise QwenchError(told, "move it away, or add --force to replace it")
+            if not same or (self.o.force and not self.o.resume):
+                made = hidden(self.folder, ".new")
+                for old in (made, self.folder):
+                    remove(old)
+                made.mkdir()
+                write(made / NOTE, json.dumps({"plan": self.mark, "job": job}))
+                made.rename(self.folder)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _begun(self) -> dict[str, Any]:
+        """What the folder says it is of, empty where it does not."""
+        try:
+            found = json.loads((self.folder / NOTE).read_text("utf-8"))
+            return found if isinstance(found["plan"], str) else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def told(self) -> Iterator[Event]:
+        """Where a run that is cut short leaves its work, and a warning where another run cannot be kept away."""
+        if self._lock.note:
+            yield Warned("lock", self._lock.note)
+        yield Kept(str(self.folder), "--resume" if self.o.force and not self.o.resume else None)
 
     def close(self) -> None:
         """Let another run at the folder; one without anything to go on with is removed."""
-        if self._lock is None:
+        if not self._lock.held:
             return
-        if self.folder.is_dir() and all(f.name in (NOTE, LOCK) or f.suffix == ".part" for f in self.folder.iterdir()):
-            shutil.rmtree(self.folder)
-        os.close(self._lock)
+        if self.folder.is_dir() and all(f.name == NOTE or is_leftover(f) for f in self.folder.iterdir()):
+            remove(self.folder)
+        self._lock.release()
 
     def read(self) -> Iterator[Event]:
         """Fill `blocks`: from the run's folder, or from the data."""
@@ -123,8 +147,8 @@ class Work:
             else:
                 yield event
         if self.folder.is_dir() and rank() == 0:
-            self.blocks.save(kept.with_suffix(".part"))
-            kept.with_suffix(".part").rename(kept)
+            with replacing(kept, what="the data of the run") as (part,):
+                self.blocks.save(part)
 
     def build(self) -> None:
         """The model in memory, with one stream, equal to the base.
@@ -204,32 +228,34 @@ class Work:
 
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
+        before = folder / "before.json"
         done = folder / "done.safetensors"
         if self.o.train == "all" and streams == 1:
             self.build()
         module = self.prepare(streams)
         if not done.is_file():
-            if not (folder / "before.json").is_file():
+            if not before.is_file():
                 self._live(module)
                 yield from self.measured(f"{name} untrained")
-                (folder / "before.json").write_text(json.dumps(self.losses[f"{name} untrained"]))
-            part = self.blocks.held_out[: max(len(self.blocks.held_out) // 4, 1)]
+                if rank() == 0:
+                    write(before, json.dumps(self.losses[f"{name} untrained"]))
+            few = self.blocks.held_out[: max(len(self.blocks.held_out) // 4, 1)]
 
             def evaluate() -> dict[str, float]:
                 self._live(module)
-                return held_out(self.model, part, self.o.batch)
+                return held_out(self.model, few, self.o.batch)
 
             yield from train(module, self.blocks.train, evaluate, self.train_options(), folder, name)
             if rank() == 0:
-                save_file({n: t.cpu() for n, t in trained_state(module).items()}, folder / "done.part")
-                (folder / "done.part").rename(done)
+                with replacing(done, what="the trained state") as (part,):
+                    save_file({n: t.cpu() for n, t in trained_state(module).items()}, part)
         else:
             state = load_file(done)
             for at, tensor in trained_state(module).items():
                 tensor.copy_(state[at])
         if module.maker is not None:
             module.maker.merge()
-        self.losses[f"{name} untrained"] = json.loads((folder / "before.json").read_text("utf-8"))
+        self.losses[f"{name} untrained"] = json.loads(before.read_text("utf-8"))
         yield from self.measured(name)
 
     @staticmethod

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..base.atomic import write
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Event, Started
 from .loss import head_loss
 from .options import HISTORY, WHOLE, TrainOptions
+from .ranks import first
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,9 +67,8 @@ def train(
 
     told: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
     stop = threading.Event()
-    last = newest(folder)
-    begun = int(last.name.rpartition("-")[2]) if last else 0
-    _forget(folder / HISTORY, begun)
+    begun = first(lambda: _tidy(folder))
+    last = folder / f"checkpoint-{begun}" if begun else None
 
     def work() -> None:
         try:
@@ -93,6 +94,14 @@ def train(
         thread.join()
 
 
+def _tidy(folder: Path) -> int:
+    """Remove what a kill cut short; returns the step to go on from, 0 for the beginning."""
+    last = newest(folder)
+    begun = int(last.name.rpartition("-")[2]) if last else 0
+    _forget(folder / HISTORY, begun)
+    return begun
+
+
 def newest(folder: Path) -> Path | None:
     """The last checkpoint that was written to its end; half-written ones are removed."""
     found = []
@@ -114,8 +123,8 @@ def history(folder: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the last line of a killed run
-            break
+        except ValueError:  # where a kill struck
+            continue
     return rows
 
 
@@ -123,7 +132,7 @@ def _forget(path: Path, step: int) -> None:
     """Reports of steps that will be made again."""
     rows = [r for r in history(path.parent) if r["step"] <= step]
     if path.exists():
-        path.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+        write(path, "".join(json.dumps(r) + "\n" for r in rows), "the history of the run")
 
 
 def _sentence(error: BaseException) -> BaseException:

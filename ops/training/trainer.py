@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from ..base.atomic import append
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Event, Produced
 from .options import AGGREGATOR, HISTORY, WHOLE, TrainOptions, trained_state
@@ -123,8 +124,7 @@ class Watch(TrainerCallback):
 
     def _report(self, row: dict[str, Any], state: Any) -> None:
         if state.is_world_process_zero:
-            with (self.run.folder / HISTORY).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append(self.run.folder / HISTORY, json.dumps(row), "the history of the run")
             self.run.tell(Produced(row))
 
 
