@@ -39,9 +39,7 @@ def convert(
     untie: Annotated[bool, typer.Option("--untie", help="Write a tied head as a tensor of its own.")] = False,
     verify: Annotated[str, typer.Option(help="bits compares every byte; logits asks both models the same.")] = "none",
     allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Convert although a tensor holds NaN.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="With --force: go on with what an interrupted run left.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="With --force: still go on with a killed run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
     *,

@@ -48,9 +48,7 @@ def merge(
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Copy what one model has alone, drop the rest.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="With --force: go on with what an interrupted run left.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="With --force: still go on with a killed run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
     *,

@@ -56,9 +56,7 @@ def parscale_recycle(
     ] = False,
     config: Annotated[str | None, typer.Option(help="TOML file with these options; flags win.")] = None,
     seed: Annotated[int, typer.Option(help="Of data order, prompts, fresh tensors.")] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="With --force: go on with what an interrupted run left.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="With --force: still go on with a killed run.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     dry_run: DryRun = False,
     *,

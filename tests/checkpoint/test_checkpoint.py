@@ -310,11 +310,10 @@ def test_an_interrupted_run_is_gone_on_with(lm: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(writer, "_pwrite", plain)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "out.part").is_dir()
-    with pytest.raises(QwenchError, match="an interrupted run left"):
-        run(lm, tmp_path / "out", dtype="float16")
-    with pytest.raises(QwenchError, match="of another conversion"):
-        run(lm, tmp_path / "out", dtype="bfloat16", resume=True)
-    result = run(lm, tmp_path / "out", dtype="float16", resume=True, verify="bits")
+    for resume in (False, True):
+        with pytest.raises(QwenchError, match="another job: --dtype was `float16` and is `bfloat16`"):
+            run(lm, tmp_path / "out", dtype="bfloat16", resume=resume)
+    result = run(lm, tmp_path / "out", dtype="float16", verify="bits")
     assert result["resumed_bytes"] > 0
     assert_same(tensors(tmp_path / "out"), {n: t.half() for n, t in tensors(lm).items()})
     assert not (tmp_path / "out.part").exists()
@@ -327,14 +326,14 @@ def test_a_part_without_its_journal_is_begun_anew(lm: Path, tmp_path: Path, jour
     (part / "model.safetensors").write_bytes(b"half")
     if journal is not None:
         (part / ".qwench-journal").write_text(journal)
-    with pytest.raises(QwenchError, match="an interrupted run left"):
+    with pytest.raises(QwenchError, match="does not say what it is of"):
         run(lm, tmp_path / "out")
     run(lm, tmp_path / "out", resume=True)
     assert_same(tensors(lm), tensors(tmp_path / "out"))
     part.mkdir()
     (part / "thesis.txt").write_text("not ours")
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(QwenchError, match="another conversion"):
+    with pytest.raises(QwenchError, match="does not say what it is of"):
         run(lm, tmp_path / "out", resume=True)
     assert (part / "thesis.txt").exists()
 

@@ -41,7 +41,7 @@ def kill_and_resume(qwench: Run, tmp_path: Path, times: int) -> None:
     assert qwench(*arguments, tmp_path / "want").returncode == 0
     want = {p.name: p.read_bytes() for p in (tmp_path / "want").iterdir()}
     rng = random.Random(1)
-    command = [sys.executable, "-m", "qwench.cli.main", *map(str, arguments), str(tmp_path / "out"), "--resume", "-q"]
+    command = [sys.executable, "-m", "qwench.cli.main", *map(str, arguments), str(tmp_path / "out"), "-q"]
     started = time.monotonic()
     assert qwench(*arguments, tmp_path / "timed").returncode == 0
     span = time.monotonic() - started
@@ -58,7 +58,7 @@ def kill_and_resume(qwench: Run, tmp_path: Path, times: int) -> None:
         else:
             assert ended == -signal.SIGKILL, error
     if not (tmp_path / "out").exists():
-        done = qwench(*arguments, tmp_path / "out", "--resume")
+        done = qwench(*arguments, tmp_path / "out")
         assert done.returncode == 0, done.stderr
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == want
 

@@ -37,7 +37,7 @@ def test_a_kill_and_resume_make_what_an_undisturbed_run_makes(qwench, tmp_path: 
     before = [state(a), state(b)]
     how = ["merge", a, b, "--t", "0.3", "--max-shard-size", "40MB", "--threads", "1"]
     assert qwench(*how, "--out", tmp_path / "want").returncode == 0
-    command = [sys.executable, "-m", "qwench.cli.main", *map(str, how), "--out", str(tmp_path / "o"), "--resume", "-q"]
+    command = [sys.executable, "-m", "qwench.cli.main", *map(str, how), "--out", str(tmp_path / "o"), "-q"]
     for least in (1, 3):
         child = subprocess.Popen(command, stderr=subprocess.PIPE)
         # A finished shard is in the journal: the kill comes in the middle of the work.
@@ -46,9 +46,9 @@ def test_a_kill_and_resume_make_what_an_undisturbed_run_makes(qwench, tmp_path: 
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL, child.stderr.read()
         assert not (tmp_path / "o").exists() and (tmp_path / "o.part").exists()
-    done = qwench(*how, "--out", tmp_path / "o")
-    assert done.returncode == 1 and "--resume" in done.stderr
-    done = qwench(*how, "--out", tmp_path / "o", "--resume", "--json")
+    done = qwench(*how, "--out", tmp_path / "o", "--t", "0.4")
+    assert done.returncode == 1 and "another job: --t was `0.3` and is `0.4`" in done.stderr
+    done = qwench(*how, "--out", tmp_path / "o", "--json")
     assert done.returncode == 0 and '"resumed_bytes": 0' not in done.stdout, done.stderr
     assert state(tmp_path / "o") == state(tmp_path / "want")
     assert [state(a), state(b)] == before

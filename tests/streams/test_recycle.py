@@ -269,11 +269,9 @@ def test_kill_and_resume_give_the_same_curve(home: Path, undisturbed, qwench, tm
     assert not out.exists()
     # A checkpoint that the kill cut short is not gone on from.
     (tmp_path / "killed.run" / "p2" / "checkpoint-9").mkdir(exist_ok=True)
-    again = qwench(*command[3:])
-    assert again.returncode == 1 and "--resume" in again.stderr
-    other = qwench(*command[3:], "--resume", "--seed", 3)
-    assert other.returncode == 1 and "another run" in other.stderr
-    done = qwench(*command[3:], "--resume")
+    other = qwench(*command[3:], "--seed", 3)
+    assert other.returncode == 1 and "another run: --seed was `0` and is `3`" in other.stderr
+    done = qwench(*command[3:])
     assert done.returncode in (0, 3), done.stderr
     found = curve(out)
     assert [s for s, _ in found] == [s for s, _ in undisturbed]
@@ -292,7 +290,7 @@ def test_an_interrupt_saves_the_step_in_hand(home: Path, undisturbed, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         events.throw(KeyboardInterrupt)
     assert newest(tmp_path / "out.run" / "p2") is not None
-    finished(op.recycle(replace(made, resume=True)))
+    finished(op.recycle(made))
     for (step, a), (_, b) in zip(curve(tmp_path / "out"), undisturbed, strict=True):
         assert a == pytest.approx(b, abs=1e-5), step
 
@@ -371,7 +369,7 @@ def test_an_interrupt_before_training_keeps_the_tokens(home: Path, qwench, tmp_p
     with pytest.raises(KeyboardInterrupt):
         events.throw(KeyboardInterrupt)
     assert {f.name for f in (tmp_path / "out.run").iterdir()} == {"data.safetensors", "lock", "run.json"}
-    finished(op.recycle(replace(made, resume=True)))
+    finished(op.recycle(made))
 
 
 def test_wrong_words_get_a_sentence(home: Path, qwench, tmp_path: Path) -> None:
