@@ -79,6 +79,7 @@ def chat(
     """
     from ..ops import chat as op
     from ..ops.base.errors import QwenchError
+    from ..ops.base.paths import check_output
 
     asked = {name: value for name, value in locals().items() if name in SAMPLING and value is not None}
     if prompts is None:
@@ -113,6 +114,9 @@ def chat(
         elif where:
             shown.talk(f"drawn: {where}")
         return
+    transcript = Path(continue_) if continue_ else None
+    if transcript:
+        check_output(transcript, "the transcript")
     session = op.Chat(options)
     words = list(prompt or ())
     if not words and not sys.stdin.isatty():
@@ -121,7 +125,6 @@ def chat(
     if text is not None and not text.strip():
         raise QwenchError("the prompt is empty", "give a prompt, or pipe one in", ExitCode.USAGE)
     shown.run(session.load())
-    transcript = Path(continue_) if continue_ else None
     if transcript and transcript.exists():
         session.open(transcript)
     show = _Show(shown, not hide_thinking)
@@ -146,7 +149,9 @@ def _point(row: dict[str, Any]) -> str:
 
 def _lines(name: str) -> list[str]:
     from ..ops.base.errors import QwenchError
+    from ..ops.base.paths import local
 
+    local(name, "the file of prompts")
     try:
         return sys.stdin.read().splitlines() if name == "-" else Path(name).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

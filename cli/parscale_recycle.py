@@ -101,7 +101,9 @@ def _from_file(ctx: typer.Context, path: Path, known: dict[str, Any]) -> dict[st
     import tomllib
 
     from ..ops.base.errors import QwenchError
+    from ..ops.base.paths import local
 
+    local(path, "the file of options")
     try:
         found = {k.replace("-", "_"): v for k, v in tomllib.loads(path.read_text("utf-8")).items()}
     except (OSError, ValueError) as error:

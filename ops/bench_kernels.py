@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .base.atomic import write
 from .base.errors import QwenchError
 from .base.events import Chose, Events, Finished, Started, Warned
+from .base.paths import check_output, local
+from .base.plots import check_plot
 from .bench.baseline import compare, repeated
 from .bench.cases import KERNELS
 from .bench.environment import clocks, environment, trouble
@@ -41,6 +44,10 @@ def bench(options: BenchOptions) -> Events:
 
     old = _baseline(options.baseline)
     _check_names(options)
+    if options.save:
+        check_output(options.save, "the result")
+    if options.plot:
+        check_plot(options.plot, folder=True)
     where, threads = pick_device(options.runtime.device), pick_threads(options.runtime.threads)
     settle(threads.value)
     yield Chose("device", where.value, where.reason)
@@ -71,6 +78,7 @@ def bench(options: BenchOptions) -> Events:
     if options.plot:
         from .base.plots import latency_by_streams, roofline
 
+        options.plot.mkdir(exist_ok=True)
         for ending in (".png", ".svg"):
             roofline(rows, roofs["measured"].told(), options.plot / f"roofline{ending}")
             latency_by_streams(rows, options.plot / f"streams{ending}")
@@ -91,6 +99,7 @@ def _check_names(options: BenchOptions) -> None:
 def _baseline(path: Path | None) -> Rows | None:
     if path is None:
         return None
+    local(path, "the baseline")
     try:
         found = json.loads(path.read_text("utf-8"))
         if found["schema"] != SCHEMA:
@@ -101,10 +110,4 @@ def _baseline(path: Path | None) -> Rows | None:
 
 
 def _save(result: dict[str, Any], path: Path) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(result, allow_nan=False), "utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise QwenchError(f"the result cannot be written ({error.strerror}): `{path}`") from error
+    write(path, json.dumps(result, allow_nan=False), "the result")

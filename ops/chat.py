@@ -13,6 +13,7 @@ from typing import Any
 
 from .base.errors import QwenchError
 from .base.events import Advanced, Events, Finished, Produced, Started
+from .base.plots import check_plot
 from .writing.generate import Request, Turn
 from .writing.session import Chat, ChatOptions
 from .writing.thinking import budget_of
@@ -59,6 +60,8 @@ def sweep(
     Raises:
         QwenchError: a line without the field; a model that does not think, and a budget above 0; see `many`.
     """
+    if plot:
+        check_plot(plot)
     numbers = [budget_of(b) for b in budgets]
     objects = _objects(rows)
     for line, row in objects:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .base.errors import QwenchError
 from .base.events import Advanced, Events, Finished, Started, Warned
+from .base.paths import check_output, local
 from .checkpoint.cast import Losses
 from .checkpoint.lora import adapter_files
 from .checkpoint.reader import Source, apart
@@ -36,6 +37,7 @@ def convert(options: ConvertOptions) -> Events:
     from .conversion.stock import alike, check_options, compare_logits
 
     begun = time.monotonic()
+    check_output(options.out, folder=None)
     source = open_source(options.src, options.runtime.revision, options.runtime.offline)
     out = Path(os.path.abspath(options.out))
     apart(source, out)
@@ -112,6 +114,7 @@ def dry_run(options: ConvertOptions) -> Events:
     """The plan: Finished has it tensor by tensor, with the disk it needs and has."""
     import shutil
 
+    local(options.out, "the output")
     source = open_source(options.src, options.runtime.revision, options.runtime.offline)
     out = Path(os.path.abspath(options.out))
     apart(source, out)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .base.errors import QwenchError
-from .base.events import Advanced, Events, Finished, Produced, Started, Warned
+from .base.events import Advanced, Events, Finished, Kept, Produced, Started, Warned
+from .base.paths import local
 from .kernels.choose import prepared
 from .scoring.session import Counts, EmbedOptions, Reuse, Session, row_of, survey, windows
 from .text.feed import Entry, Feed
@@ -32,6 +33,10 @@ def embed(options: EmbedOptions, stdin: BinaryIO | None = None, nul_list: Binary
         QwenchError: nothing to embed, unknown model or output, another fingerprint than the index has.
     """
     counts, begun = Counts(), time.monotonic()
+    if options.out not in (None, "-"):
+        from .index.table import check_index
+
+        check_index(options.out, options.precision)
     early: list[Warned] = []
     found, size = survey(options, nul_list, early)
     for warning in early:
@@ -51,6 +56,9 @@ def embed(options: EmbedOptions, stdin: BinaryIO | None = None, nul_list: Binary
         from .index.table import open_index
 
         with open_index(options.out, fingerprint, precision=options.precision, rebuild=options.rebuild) as writer:
+            yield Kept(str(writer.folder))
+            if writer.lock.note:
+                yield Warned("lock", writer.lock.note)
             feed = session.feed(found, stdin, writer.state)
             yield from _run(session, feed, size, counts, writer)
             for note in writer.notes:
@@ -155,6 +163,8 @@ def dry_run(options: EmbedOptions, stdin: BinaryIO | None = None, nul_list: Bina
     Finished has documents, chunks, tokens, bytes the index will take, and seconds it will take (None without text).
     """
     counts, early = Counts(), []
+    if options.out not in (None, "-"):
+        local(options.out, "the index")
     found, size = survey(options, nul_list, early)
     for warning in early:
         yield counts.warned(warning)

@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 from .base.errors import QwenchError
 from .base.events import Event, Events, Finished, Started, Warned
+from .base.plots import check_plot
 from .base.runtime import Runtime
-from .conversion.gates_report import draw, measure_gates, pyplot_or_say
+from .conversion.gates_report import draw, measure_gates
 from .models.hub import open_source
 from .models.load_decoder import texts_of
 from .text.documents import ReadOptions, find_files, read_documents
@@ -37,11 +38,11 @@ def gates(
         max_tokens: longer texts are cut to this, and it is said.
 
     Raises:
-        QwenchError: no language model, no tokenizer, a text of one token, nothing to read, matplotlib is missing.
+        QwenchError: no language model, no tokenizer, a text of one token, nothing to read, see `check_plot`.
     """
     asked = runtime or Runtime()
     if plot:
-        pyplot_or_say()
+        check_plot(Path(plot))
     source = open_source(model, asked.revision, asked.offline)
     yield Started("load")
     tokenizer, _ = texts_of(source)
@@ -58,7 +59,7 @@ def gates(
         raise QwenchError("no text has more than one token", "give a sentence")
     account = yield from measure_gates(source, rows, Path.cwd())
     if plot:
-        draw(account, plot)
+        draw(account, Path(plot))
     yield Finished(
         {
             "schema": 1,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .base.events import Advanced, Chose, Events, Finished, Started
+from .base.plots import check_plot
 from .streams.fit import fit, leave_one_out
 from .streams.law import CORPORA, PUBLISHED, published_points, shape_for
 from .streams.points import read_points
@@ -24,6 +25,8 @@ def parscale_law(options: LawOptions, plot: Path | None = None) -> Events:
         QwenchError: points that determine nothing, an unknown corpus, device or family, a size that is not positive.
     """
     checked(options)
+    if plot:
+        check_plot(plot)
     points = read_points(Path(options.points)) if options.points else published_points(options.corpus)
     shape, parameters, name = target_of(options.predict)
     yield Started("fitting")

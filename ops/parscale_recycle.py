@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .base.atomic import remove
@@ -83,6 +84,8 @@ def _begin(work: Work) -> Iterator[Event]:
     _quiet()
     for note in work.plan.notes:
         yield Warned("note", note)
+    if find_spec("matplotlib") is None:
+        yield Warned("plot", "matplotlib is not installed, so the curves will not be drawn: pip install 'qwench[plot]'")
     yield from work.read()
     wanted, there = tokens_of(work.o), work.blocks.train.numel()
     if wanted > there:

@@ -34,12 +34,13 @@ def local(name: str | os.PathLike[str], what: str = "the path") -> str:
     return text
 
 
-def check_output(name: str | os.PathLike[str], what: str = "the output", *, folder: bool = False) -> Path:
+def check_output(name: str | os.PathLike[str], what: str = "the output", *, folder: bool | None = False) -> Path:
     """Refuse before the work what could not be written after it; changes nothing.
 
     Args:
-        name: a file to be written, or with `folder` a folder to be made or filled.
+        name: of what is to be written.
         what: as in `local`.
+        folder: it is a folder to be made or filled, a file, or with None whichever is there.
 
     Returns:
         The absolute path.
@@ -52,7 +53,7 @@ def check_output(name: str | os.PathLike[str], what: str = "the output", *, fold
     target = Path(os.path.realpath(path))
     if folder and target.exists() and not target.is_dir():
         raise QwenchError(f"{what} is to be a folder, and a file is in its place: `{path}`", "choose another name")
-    if not folder and target.is_dir():
+    if folder is False and target.is_dir():
         raise QwenchError(f"{what} is a file, and a folder is in its place: `{path}`", "choose another name")
     above = target if folder and target.is_dir() else target.parent
     if not above.is_dir():

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .atomic import replacing
 from .errors import QwenchError
+from .paths import check_output, local
 
 #: readable on white and on black
 INK = "#7a7f87"
@@ -15,39 +17,48 @@ COLORS = ("#2f7ed8", "#e0772d", "#3f9b4b", "#b45fbf", "#c9a227", "#d64d57", "#2a
 FORMATS = (".png", ".svg", ".pdf")
 
 
-@contextmanager
-def figure(path: Path, rows: int = 1, size: tuple[float, float] = (7.0, 3.2)) -> Iterator[Any]:
-    """Axes below one another, (rows,); the file is written, whole or not at all, when the block ends.
+def check_plot(path: Path, *, folder: bool = False) -> None:
+    """Refuse before the work a picture, or a folder of pictures, that could not be drawn after it.
 
     Raises:
-        QwenchError: matplotlib is not installed, another ending than FORMATS, or the file cannot be written.
+        QwenchError: matplotlib is not installed, another ending than FORMATS, or nothing can be written there.
     """
-    if path.suffix not in FORMATS:
+    local(path, "the picture")
+    if not folder and path.suffix not in FORMATS:
         raise QwenchError(f"a picture cannot end in `{path.suffix}`: `{path}`", f"use {', '.join(FORMATS)}", code=2)
+    check_output(path, "the pictures" if folder else "the picture", folder=folder)
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise QwenchError("drawing needs matplotlib", "pip install 'qwench[plot]'") from error
+
+
+@contextmanager
+def figure(path: Path, rows: int = 1, size: tuple[float, float] = (7.0, 3.2), columns: int = 1) -> Iterator[Any]:
+    """Axes by row, (rows * columns,); the file is written, whole or not at all, when the block ends.
+
+    Args:
+        size: of a row, in inches.
+
+    Raises:
+        QwenchError: see `check_plot`.
+    """
+    check_plot(path)
+    import matplotlib
     from matplotlib.figure import Figure
 
     style = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
     style |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "svg.fonttype": "none"}
     with matplotlib.rc_context(style):
         drawn = Figure(figsize=(size[0], size[1] * rows), layout="constrained")
-        axes = drawn.subplots(rows, 1, squeeze=False)[:, 0]
+        axes = drawn.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.grid(color=INK, alpha=0.25, linewidth=0.6)
             axis.set_axisbelow(True)
             axis.set_prop_cycle(color=COLORS)
         yield axes
-        beside = path.with_name(f".{path.stem}.part{path.suffix}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drawn.savefig(beside, dpi=150, transparent=True)
-            beside.replace(path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise QwenchError(f"the picture cannot be written ({error.strerror}): `{path}`") from error
+        with replacing(path, what="the picture") as (part,):
+            drawn.savefig(part, dpi=150, transparent=True)
 
 
 def budget_curve(points: list[dict[str, Any]], title: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.paths import local
 from .cast import PIECE, Losses, pieces
 from .layout import EMBEDDING, LM_HEAD, renamed
 from .plan import Output, Plan
@@ -83,6 +84,7 @@ class Adapter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        local(folder, "the adapter")
         self.config: dict[str, Any] = read_json(folder / "adapter_config.json")
         if self.config.get("peft_type") != "LORA":
             raise QwenchError(f"not a LoRA adapter, but `{self.config.get('peft_type')}`: `{folder}`")

@@ -110,37 +110,21 @@ def measure_gates(source: Source, texts: Sequence[Sequence[int]], near: Path) ->
     return account
 
 
-def pyplot_or_say() -> Any:
-    """matplotlib without a screen.
-
-    Raises:
-        QwenchError: it is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise QwenchError("drawing needs matplotlib", 'pip install "qwench[plot]"') from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def draw(account: Account, file: str) -> None:
+def draw(account: Account, file: Path) -> None:
     """Left: both figures by layer; right: the attention of the layer with the largest sink."""
-    pyplot = pyplot_or_say()
+    from ..base.plots import COLORS, figure
+
     rows, (_, attention, most) = account.rows(), account.worst
     assert attention is not None
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    layers = [r["layer"] for r in rows]
-    left.bar(layers, [r["first_token"] for r in rows], color="#4477aa", label="attention to the first token")
-    left.set(xlabel="layer", ylabel="share of attention", ylim=(0, 1), title="First-token attention, by layer")
-    other = left.twinx()
-    other.plot(layers, [r["largest"] for r in rows], color="#cc6677", marker="o", ms=3)
-    other.set_ylabel("largest activation", color="#cc6677")
-    other.set_yscale("log")
-    image = right.imshow(attention.numpy(), cmap="viridis", vmin=0, interpolation="nearest")
-    right.set(xlabel="attended token", ylabel="token", title=f"Attention of layer {most}, mean over heads")
-    figure.colorbar(image, ax=right, shrink=0.85)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    with figure(file, 1, (11, 4.2), columns=2) as (left, right):
+        layers = [r["layer"] for r in rows]
+        left.bar(layers, [r["first_token"] for r in rows], color=COLORS[0])
+        left.set(xlabel="layer", ylabel="share of attention", ylim=(0, 1), title="First-token attention, by layer")
+        other = left.twinx()
+        other.plot(layers, [r["largest"] for r in rows], color=COLORS[1], marker="o", ms=3)
+        other.set_ylabel("largest activation", color=COLORS[1])
+        other.set_yscale("log")
+        right.grid(visible=False)
+        image = right.imshow(attention.numpy(), cmap="viridis", vmin=0, interpolation="nearest")
+        right.set(xlabel="attended token", ylabel="token", title=f"Attention of layer {most}, mean over heads")
+        right.figure.colorbar(image, ax=right, shrink=0.85)

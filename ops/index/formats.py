@@ -8,7 +8,6 @@ renamed, the metadata last, so that a reader sees the old set or the new one, or
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from ..base.atomic import replacing
 from ..base.errors import QwenchError
 from .fingerprint import META_KEY, Fingerprint, refuse_other
 
@@ -33,6 +33,8 @@ PRECISIONS = {
 LOSSLESS = ("float32",)
 BATCH = 8_192
 Rows = Iterator[pa.RecordBatch]
+#: a file -> what writes its content
+Files = dict[Path, Callable[[BinaryIO], Any]]
 
 
 def check(path: Path, precision: str) -> None:
@@ -93,7 +95,7 @@ def export(table: Any, out: Path, fingerprint: Fingerprint, precision: str) -> N
     """Write the table's rows, in order, as the file that `out` names.
 
     Raises:
-        OSError: disk full, folder not writable.
+        QwenchError: disk full, folder not writable.
     """
     quantize = Quantizer(precision, table)
     meta = {
@@ -103,33 +105,14 @@ def export(table: Any, out: Path, fingerprint: Fingerprint, precision: str) -> N
         **quantize.meta(),
     }
     writers = {".parquet": _parquet, ".jsonl": _jsonl, ".npy": _npy, ".safetensors": _safetensors}
-    made = writers[out.suffix](lambda: table.search().to_batches(BATCH), out, quantize, meta)
+    files = writers[out.suffix](lambda: table.search().to_batches(BATCH), out, quantize, meta)
     if out.suffix != ".parquet":
-        target = out.with_name(out.name + ".meta.json")
-        made.append(
-            (_write(target, lambda f: f.write(json.dumps(meta, ensure_ascii=False, indent=1).encode())), target)
-        )
-    for part, target in made:
-        os.replace(part, target)
-    folder = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _write(target: Path, body: Callable[[BinaryIO], Any]) -> Path:
-    """Write a hidden neighbour of `target` and flush it to the disk; on failure nothing is left."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with part.open("wb") as file:
-            body(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return part
+        said = json.dumps(meta, ensure_ascii=False, indent=1).encode()
+        files[out.with_name(out.name + ".meta.json")] = lambda file: file.write(said)
+    with replacing(*files, what="the output") as parts:
+        for part, body in zip(parts, files.values(), strict=True):
+            with part.open("wb") as file:
+                body(file)
 
 
 def _described(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
@@ -145,21 +128,17 @@ def _dump_rows(batches: Rows, file: BinaryIO) -> None:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
-def _jsonl(
-    batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]
-) -> list[tuple[Path, Path]]:
+def _jsonl(batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]) -> Files:
     def body(file: BinaryIO) -> None:
         for batch in batches():
             vectors = quantize(matrix(batch)).tolist()
             for row, vector in zip(_described(batch), vectors, strict=True):
                 file.write(json.dumps(row | {"vector": vector}, ensure_ascii=False).encode() + b"\n")
 
-    return [(_write(out, body), out)]
+    return {out: body}
 
 
-def _parquet(
-    batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]
-) -> list[tuple[Path, Path]]:
+def _parquet(batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]) -> Files:
     import pyarrow.parquet as pq
 
     def body(file: BinaryIO) -> None:
@@ -175,12 +154,11 @@ def _parquet(
         if writer:
             writer.close()
 
-    return [(_write(out, body), out)]
+    return {out: body}
 
 
-def _rows_file(batches: Callable[[], Rows], out: Path) -> tuple[Path, Path]:
-    target = out.with_name(out.name + ".rows.jsonl")
-    return _write(target, lambda f: _dump_rows(batches(), f)), target
+def _rows_file(out: Path) -> Path:
+    return out.with_name(out.name + ".rows.jsonl")
 
 
 def _width(quantize: Quantizer, meta: dict[str, Any]) -> tuple[np.dtype, int]:
@@ -188,7 +166,7 @@ def _width(quantize: Quantizer, meta: dict[str, Any]) -> tuple[np.dtype, int]:
     return sample.dtype, sample.shape[1]
 
 
-def _npy(batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]) -> list[tuple[Path, Path]]:
+def _npy(batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]) -> Files:
     def body(file: BinaryIO) -> None:
         kind, width = _width(quantize, meta)
         shape = (meta["rows"], width)
@@ -197,12 +175,10 @@ def _npy(batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict
         for batch in batches():
             file.write(np.ascontiguousarray(quantize(matrix(batch))).tobytes())
 
-    return [_rows_file(batches, out), (_write(out, body), out)]
+    return {_rows_file(out): lambda file: _dump_rows(batches(), file), out: body}
 
 
-def _safetensors(
-    batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]
-) -> list[tuple[Path, Path]]:
+def _safetensors(batches: Callable[[], Rows], out: Path, quantize: Quantizer, meta: dict[str, Any]) -> Files:
     names = {"float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8"}
 
     def body(file: BinaryIO) -> None:
@@ -218,7 +194,7 @@ def _safetensors(
         for batch in batches():
             file.write(np.ascontiguousarray(quantize(matrix(batch))).tobytes())
 
-    return [_rows_file(batches, out), (_write(out, body), out)]
+    return {_rows_file(out): lambda file: _dump_rows(batches(), file), out: body}
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:
@@ -279,7 +255,7 @@ def _read_rows(path: Path, meta: dict[str, Any]) -> Iterator[list[dict[str, Any]
             vectors = matrix(batch)
             yield [r | {"vector": v} for r, v in zip(_described(batch), vectors, strict=True)]
         return
-    lines = path if path.suffix == ".jsonl" else path.with_name(path.name + ".rows.jsonl")
+    lines = path if path.suffix == ".jsonl" else _rows_file(path)
     vectors = None
     if path.suffix == ".npy":
         vectors = np.load(path, mmap_mode="r")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..base.errors import QwenchError
+from ..base.paths import local
 from .fingerprint import Fingerprint
 from .schema import NAMES
 from .table import lance_errors, open_table, quoted, read_fingerprint
@@ -49,7 +50,7 @@ def open_for_search(index: str) -> SearchIndex:
     Raises:
         QwenchError: missing, of another format, damaged, or not made by this program.
     """
-    path = Path(index).expanduser().absolute()
+    path = Path(local(index, "the index")).expanduser().absolute()
     if path.suffix != ".lance":
         raise QwenchError(
             f"search reads .lance indexes, not: `{index}`", "embed with --out NAME.lance, then search that"

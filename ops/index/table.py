@@ -6,10 +6,8 @@ the output while the run lasts, and the file is exported from it at the end.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from ..base.atomic import move, recover, remove
 from ..base.errors import QwenchError
+from ..base.lock import Lock
+from ..base.paths import check_output, local
 from . import formats
 from .fingerprint import META_KEY, Fingerprint, refuse_other
 from .schema import build_schema, carried_columns, to_batch
@@ -79,6 +80,7 @@ class IndexWriter:
         self.out, self.folder = out, folder
         self.fingerprint, self.precision = fingerprint, precision
         self.notes: list[str] = []
+        self.lock = Lock(out)
         self._table: Any = None
         self._buffer: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
@@ -234,21 +236,16 @@ def size_of(path: Path) -> int:
     return sum(p.stat().st_size for p in files)
 
 
-def _lock(folder: Path, out: Path) -> int:
-    """An exclusive lock on the table's folder itself: it leaves no file behind and ends with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise QwenchError(f"the index cannot be written ({error.strerror}): `{out}`", "choose another --out") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise QwenchError(
-            f"another run is writing this index: `{out}`", "wait for it, or choose another --out"
-        ) from None
-    return handle
+def check_index(out: str, precision: str = "float32") -> Path:
+    """Refuse before the work an output that could not be written after it; returns its absolute path.
+
+    Raises:
+        QwenchError: unknown suffix or precision, a URL, no such folder, one that cannot be written into.
+    """
+    local(out, "the index")
+    path = Path(os.path.abspath(Path(out).expanduser()))
+    formats.check(path, precision)
+    return check_output(path, "the index", folder=path.suffix == ".lance")
 
 
 def staging_folder(out: Path, rebuild: bool) -> Path:
@@ -274,19 +271,14 @@ def open_index(
     Raises:
         QwenchError: unknown suffix or precision, another fingerprint, a run in progress, a damaged table.
     """
-    path = Path(os.path.abspath(Path(out).expanduser()))
-    formats.check(path, precision)
-    folder, aside = staging_folder(path, rebuild), _aside(path)
-    if aside.exists() and not path.exists():
-        os.rename(aside, path)  # a kill had struck between the two renames of a rebuild
-    # The lock is on the output's own table also while a rebuild works beside it.
-    target = folder if path.suffix != ".lance" else path
-    fresh = not target.exists()
-    handles = [_lock(target, path)]
-    try:
-        if folder != target:
-            handles.append(_lock(folder, path))
+    path = check_index(out, precision)
+    if path.is_symlink() and path.suffix == os.path.splitext(os.path.realpath(path))[1] == ".lance":
+        path = Path(os.path.realpath(path))  # the link stays when a rebuild changes places
+    folder = staging_folder(path, rebuild)
+    with Lock(path) as lock:
+        recover(path)  # a kill had struck between the two renames of a rebuild
         writer = IndexWriter(path, folder if rebuild or path.suffix != ".lance" else path, fingerprint, precision)
+        writer.lock = lock
         if rebuild and path.suffix == ".lance":
             writer.out = folder
         _open_or_restart(writer, rebuild)
@@ -294,14 +286,10 @@ def open_index(
             formats.reload(path, writer)
         yield writer
         if rebuild and path.suffix == ".lance":
-            _swap(folder, path)
+            if folder.is_dir():
+                move(folder, path)
         elif path.suffix != ".lance":
-            shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        for handle in handles:
-            os.close(handle)
-        if fresh and target.is_dir() and not any(target.iterdir()):
-            target.rmdir()
+            remove(folder)
 
 
 def _open_or_restart(writer: IndexWriter, rebuild: bool) -> None:
@@ -311,21 +299,5 @@ def _open_or_restart(writer: IndexWriter, rebuild: bool) -> None:
         if not rebuild:
             raise
         # A half-made rebuild with other settings is of no use to this one.
-        shutil.rmtree(writer.folder)
-        writer.folder.mkdir()
+        remove(writer.folder)
         writer._table = None
-
-
-def _aside(path: Path) -> Path:
-    return staging_folder(path, True).with_suffix(".old")
-
-
-def _swap(new: Path, old: Path) -> None:
-    """Put a rebuilt table in the place of the old one."""
-    if not any(new.iterdir()):
-        return
-    aside = _aside(old)
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(old, aside)
-    os.rename(new, old)
-    shutil.rmtree(aside, ignore_errors=True)

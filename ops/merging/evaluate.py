@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.paths import local
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,7 @@ def parse_eval(text: str) -> Measure:
     kind, _, name = text.partition(":")
     if kind not in KINDS or not name:
         raise QwenchError(f"not a measure: `{text}`", "use retrieval:PAIRS.jsonl or ppl:TEXT", code=2)
-    path = Path(name).expanduser()
+    path = Path(local(name, "the text to measure with")).expanduser()
     try:
         content = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import QwenchError
+from ..base.paths import local
 from ..base.runtime import Runtime
 from ..checkpoint.tensors import FLOATS
 from .methods import find_method, uses_base
@@ -142,7 +143,7 @@ def _weights(options: MergeOptions, method: MergeMethod, models: list[str], fold
 def _trajectory(options: MergeOptions) -> list[str]:
     if options.models:
         raise QwenchError("--trajectory finds the models, and some are given too", "leave one out", code=2)
-    folder = Path(options.trajectory or "")
+    folder = Path(local(options.trajectory or "", "the trajectory"))
     steps = [(int(m[1]), p) for p in folder.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
     found = [str(p) for _, p in sorted(steps)]
     if len(found) < 2 or options.last > len(found):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.paths import local
 from .settings import Setting
 
 Parameters = dict[str, Setting]
@@ -83,6 +84,7 @@ def from_yaml(path: Path) -> Recipe:
     """
     import yaml
 
+    local(path, "the recipe")
     try:
         found = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Events, Finished, Started, Warned
+from ..base.paths import check_output, local
+from ..base.plots import check_plot
 from ..checkpoint.cast import Losses
 from ..checkpoint.reader import apart
 from ..checkpoint.staging import Staging, job_of, state_of
@@ -35,6 +37,10 @@ def merge(options: MergeOptions, plot: Path | None = None, recipe: Recipe | None
         QwenchError: models or options that do not fit, output there already, disk too small, a result not finite.
     """
     begun = time.monotonic()
+    if options.out:
+        check_output(options.out, folder=True)
+    if plot:
+        check_plot(plot)
     made = plan_merge(recipe or recipe_of(options), options)
     plan = made.plan
     for note in plan.notes:
@@ -83,6 +89,7 @@ def merge(options: MergeOptions, plot: Path | None = None, recipe: Recipe | None
 
 def dry_run(options: MergeOptions) -> Events:
     """The plan: Finished has it tensor by tensor, with the disk it needs and has."""
+    local(options.out, "the output")
     made = plan_merge(recipe_of(options), options)
     out = output_of(made, options)
     free = shutil.disk_usage(out.parent).free if out.parent.is_dir() else None

@@ -13,6 +13,8 @@ from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Events, Finished, Started, Warned
+from ..base.paths import check_output
+from ..base.plots import check_plot
 from ..checkpoint.plan import Plan
 from ..checkpoint.writer import check_room, write_sides
 from ..models.hub import Checkpoint
@@ -79,6 +81,10 @@ def sweep(options: MergeOptions, wanted: str, measure: str, best: bool = False, 
     asked, how = parse_sweep(wanted), parse_eval(measure)
     if best and not options.out:
         raise QwenchError("--best writes the winner, and there is no name for it", "add --out FOLDER", code=2)
+    if options.out:
+        check_output(options.out, folder=True)
+    if plot:
+        check_plot(plot)
     recipe = _free(recipe_of(options), options, asked.name)
     plans = [plan_merge(_at(recipe, asked.name, asked.values[0]), options)]
     opened = plans[0].inputs

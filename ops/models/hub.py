@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.paths import local
 from ..checkpoint.reader import Reader, Source
 from ..checkpoint.tensors import CODES, TensorInfo
 
@@ -60,7 +61,7 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Ch
     Raises:
         QwenchError: nothing fits; says what was looked for and the next step.
     """
-    path = Path(name).expanduser()
+    path = Path(local(name, "the model")).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return Checkpoint(name, path, "gguf", _sampled_hash([path]))
     if path.is_dir():
@@ -84,7 +85,7 @@ def open_source(name: str, revision: str | None = None, offline: bool = False) -
     Raises:
         QwenchError: see `resolve` and `Source`.
     """
-    path = Path(name).expanduser()
+    path = Path(local(name, "the model")).expanduser()
     if path.exists() and not revision:
         return Source(path)
     return Source(resolve(name, revision, offline).path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.paths import local
 from .law import Point
 
 #: column of a Point -> names it may have
@@ -37,6 +38,7 @@ def read_points(path: Path) -> list[Point]:
     Raises:
         QwenchError: no such file, another ending, damaged, without a column, or with a value that is no number.
     """
+    local(path, "the file of points")
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".json", ".jsonl"):
         raise QwenchError(f"points cannot be read from this kind of file: `{path}`", "use .csv, .json or .jsonl", 2)

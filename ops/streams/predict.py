@@ -9,6 +9,7 @@ from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.events import Chose, Event, Started, Warned
+from ..base.paths import local
 from ..models.hub import PACKAGED, resolve
 from .law import LOSSES, STREAMS, Law, Point, published_points, shape_for
 from .points import number
@@ -73,7 +74,7 @@ def target_of(predict: str) -> tuple[Shape | None, float | None, str]:
     """(shape where a model is named, parameters without embeddings, name)."""
     if not predict:
         return None, None, ""
-    path = Path(predict).expanduser()
+    path = Path(local(predict, "the model")).expanduser()
     if predict in PACKAGED and not path.exists():
         path = resolve(predict).path
     if not path.exists():

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from ..base.errors import QwenchError
 from ..base.events import Chose, Warned
+from ..base.paths import local
 from .chunks import ChunkOptions, Tokenize, chunk_document
 from .documents import find_files, read_documents
 from .inputs import Found, ReadOptions
@@ -249,6 +250,7 @@ def read_run(path: str) -> dict[str, list[str]]:
 
 
 def _text_lines(path: str) -> Iterator[tuple[int, str]]:
+    local(path, "an input")
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Event, Started, Warned
+from ..base.paths import local
 from ..models.hub import HUB_ID
 from ..models.tokenizer import TextTokenizer
 from ..text.documents import ReadOptions, find_files, read_documents
@@ -184,6 +185,8 @@ def _documents(
     """(name, token ids) of every document, in an order of the seed; files that cannot be read are told."""
     if not names:
         raise QwenchError("there is no data to train on", "name files, folders or a hub data set: --data docs")
+    for name in names:
+        local(name, "the data")
     hub = [n for n in names if not Path(n).exists() and n != "-" and HUB_ID.fullmatch(n.partition(":")[0])]
     if hub:
         if len(names) > 1:

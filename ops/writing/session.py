@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..base.atomic import write
 from ..base.errors import QwenchError
 from ..base.events import Chose, Events, Finished, Produced, Started, Warned
+from ..base.paths import local
 from ..base.runtime import Runtime
 from ..kernels.choose import prepared
 from ..models.device import pick_threads
@@ -247,16 +247,8 @@ class Chat:
         Raises:
             QwenchError: it cannot be written.
         """
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            beside.write_text("".join(json.dumps(m, ensure_ascii=False) + "\n" for m in self.messages), "utf-8")
-            os.replace(beside, path)
-        except OSError as error:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
-            raise QwenchError(
-                f"the transcript could not be saved ({error.strerror}): `{path}`", "the conversation goes on"
-            ) from error
+        local(path, "the transcript")
+        write(path, "".join(json.dumps(m, ensure_ascii=False) + "\n" for m in self.messages), "the transcript")
 
     def open(self, path: Path) -> None:
         """Go on with a saved conversation.
@@ -265,6 +257,7 @@ class Chat:
             QwenchError: it cannot be read, or is no transcript.
         """
         try:
+            local(path, "the transcript")
             found = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
             if not all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in found):
                 raise ValueError("role and content must be texts")
