@@ -92,7 +92,7 @@ def parscale_recycle(
             shown.data(_losses(result["losses"]))
             shown.data(result["verdict"])
         shown.talk(f"{out}: {result['streams']} streams, {clock(result['seconds'])}")
-    if not result["helped"]:
+    if talks and not result["helped"]:
         raise typer.Exit(ExitCode.NO)
 
 

@@ -18,7 +18,7 @@ from .models.pretrained import silence_transformers
 from .streams.options import RecycleOptions, tokens_of
 from .streams.report import estimate, result_of
 from .streams.work import Work
-from .training.ranks import rank
+from .training.ranks import first, rank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,8 @@ def _recycled(work: Work) -> Events:
     result = result_of(work) | {"seconds": round(time.monotonic() - begun, 3)}
     if rank() == 0:
         yield from _write(work, kept, result)
+    # A process that ends before the others have may end them.
+    first(lambda: None)
     yield Finished(result)
 
 

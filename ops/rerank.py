@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from .base.errors import QwenchError
 from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
+from .base.paths import local
 from .kernels.choose import prepared
 from .scoring.reranker import Reranker, RerankSettings, Scored
 from .text.candidates import Candidate, CandidateOptions, read_candidates, read_queries, read_run
@@ -114,6 +115,8 @@ def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
     """
     from .models.hub import resolve
 
+    for name in options.candidates.paths:
+        local(name, "an input")
     queries = _queries(options)
     run = read_run(options.run) if options.run else None
     wanted = {d for documents in run.values() for d in documents} if run else None

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from qwench.cli import errors, out
 from qwench.cli.commands import Command
 from qwench.cli.main import COMMANDS
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.events import Finished, Kept, Started
 
 from tests import tiny
 from tests.conftest import Run
@@ -115,6 +117,149 @@ def test_interrupt_is_130() -> None:
     with pytest.raises(typer.Exit) as caught:
         errors.boundary(stops)()
     assert caught.value.exit_code == 130
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only a run that leaves something says that it can be gone on with."""
+    import typer
+
+    def events(event: object, tidied: list[int]) -> Iterator[object]:
+        try:
+            yield event
+            raise KeyboardInterrupt
+        finally:
+            tidied.append(1)
+
+    for event, said in (
+        (Started("prompts"), "interrupted"),
+        (Kept(str(tmp_path / "gone.part")), "interrupted"),
+        (Kept(str(tmp_path)), f"interrupted; what was written is kept in `{tmp_path}`, and the same command goes on"),
+        (Kept(str(tmp_path), "--resume"), f"is kept in `{tmp_path}`, and the same command with --resume goes on"),
+    ):
+        tidied: list[int] = []
+        with pytest.raises(typer.Exit):
+            errors.boundary(lambda event=event, tidied=tidied: out.start().run(events(event, tidied)))()
+        assert capsys.readouterr().err.rstrip("\n").endswith(said) and tidied
+    # What has come to its end has nothing left to go on with.
+    out.start().run(iter([Kept(str(tmp_path)), Finished({})]))
+    assert out.current.going_on() == ""
+    out.start()
+
+
+def test_a_full_disk_promises_no_more_than_there_is(tmp_path: Path) -> None:
+    out.start()
+    assert errors.explain(OSError(28, "No space left on device"))[1] == "free some space"
+    out.current.kept = Kept(str(tmp_path))
+    assert "the same command goes on" in (errors.explain(OSError(28, "No space left on device"))[1] or "")
+    out.start()
+
+
+URLS = [
+    "embed docs --out s3://b/n.lance",
+    "embed docs --out s3://b/n.npy --dry-run",
+    "embed s3://b/docs --out n.lance",
+    "embed docs --out n.jsonl --model file:///m",
+    "search s3://b/n.lance words",
+    "rerank words s3://b/docs",
+    "rerank --queries s3://b/q.jsonl docs",
+    "chat hello --continue s3://b/t.jsonl",
+    "chat --prompts s3://b/q.jsonl",
+    "chat --prompts docs --sweep 0 --plot s3://b/p.png",
+    "chat hello --model hf://Qwen/Qwen3-0.6B",
+    "convert none s3://b/out",
+    "convert none s3://b/out.gguf --dry-run",
+    "convert hf://a/b out",
+    "convert none words --explain-gates --plot s3://b/p.png",
+    "merge a b --out s3://b/out",
+    "merge a b --out s3://b/out --dry-run",
+    "merge a b --out out --plot s3://b/p.png",
+    "merge s3://b/a s3://b/c --out out",
+    "merge --config s3://b/r.yaml --out out",
+    "merge --trajectory s3://b/run --out out",
+    "merge a b --sweep t=0,1 --eval ppl:s3://b/text",
+    "merge a b --sweep t=0,1 --eval ppl:docs --best --out s3://b/out",
+    "inspect s3://b/m",
+    "diff s3://b/m docs",
+    "parscale-recycle none s3://b/out --data docs --steps 1",
+    "parscale-recycle s3://b/m out --data docs --steps 1",
+    "parscale-recycle none out --config s3://b/o.toml",
+    "parscale-law --points s3://b/p.csv",
+    "parscale-law --predict s3://b/m",
+    "parscale-law --plot s3://b/p.png",
+    "bench-kernels --save s3://b/r.json",
+    "bench-kernels --baseline s3://b/r.json",
+    "bench-kernels --plot s3://b/pictures",
+    "bench-kernels --model s3://b/m",
+]
+
+
+def invoked(*args: str) -> tuple[int, str]:
+    """Exit code and stderr of a command that is refused before it begins, in this process."""
+    from qwench.cli.main import app
+    from typer.testing import CliRunner
+
+    done = CliRunner().invoke(app, args)
+    return done.exit_code, done.stderr
+
+
+@pytest.mark.parametrize("line", URLS)
+def test_no_command_takes_a_url_for_a_path(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").write_text("words")
+    code, said = invoked(*line.split())
+    assert code == 2 and " is a URL, and only files and folders of this machine" in said, said
+    assert [p.name for p in tmp_path.iterdir()] == ["docs"]
+
+
+PICTURES = [
+    "chat --prompts docs --sweep 0 --model ./none --plot",
+    "convert ./none words --explain-gates --plot",
+    "merge ./none ./other --out out --plot",
+    "merge ./none ./other --sweep t=0,1 --eval ppl:docs --plot",
+    "parscale-law --plot",
+]
+
+
+@pytest.mark.parametrize("line", PICTURES)
+def test_a_picture_is_refused_before_the_work(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models do not exist: it is the picture that is spoken of."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").write_text("words")
+    (tmp_path / "folder.png").mkdir()
+    for plot, code, said in (
+        ("p.gif", 2, "cannot end in `.gif`"),
+        ("no/p.png", 1, "the folder of the picture is not there"),
+        ("folder.png", 1, "a folder is in its place"),
+    ):
+        assert invoked(*line.split(), plot)[0] == code and said in invoked(*line.split(), plot)[1]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, told = invoked(*line.split(), "p.png")
+    assert code == 1 and "drawing needs matplotlib" in told and "qwench[plot]" in told
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["docs", "folder.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("bench-kernels --plot no/pictures", "the folder of the pictures is not there"),
+        ("bench-kernels --plot docs", "a file is in its place"),
+        ("bench-kernels --save no/r.json", "the folder of the result is not there"),
+        ("chat hello --model ./none --continue no/t.jsonl", "the folder of the transcript is not there"),
+        ("convert ./none no/out", "the folder of the output is not there"),
+        ("merge ./none ./other --out no/out", "the folder of the output is not there"),
+        ("parscale-recycle ./none no/out --data docs --steps 1", "the folder of the output is not there"),
+        ("embed docs --model ./none --out no/n.lance", "the folder of the index is not there"),
+        ("embed docs --model ./none --out n.xyz", "unknown output format"),
+    ],
+)
+def test_an_output_is_refused_before_the_work(
+    line: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").write_text("words")
+    code, told = invoked(*line.split())
+    assert code in (1, 2) and said in told, told
+    assert [p.name for p in tmp_path.iterdir()] == ["docs"]
 
 
 def test_a_closed_pipe_is_silent(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..base.atomic import hidden
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Chose, Event, Started, Warned
+from ..base.paths import local
 from ..text.chunks import ChunkOptions
 from ..text.documents import ReadOptions, find_files, read_documents
 from ..text.feed import Entry, Feed
@@ -157,8 +160,11 @@ def survey(options: EmbedOptions, nul_list: BinaryIO | None, warnings: list[Warn
 
     Indexes and the run's own output are no input: they are left out, with one line each.
     """
+    for name in options.paths:
+        local(name, "an input")
     out = options.out if options.out != "-" else None
     own = {os.path.abspath(out + tail) for tail in ("", ".rows.jsonl", ".meta.json")} if out else set()
+    own |= {str(hidden(Path(os.path.abspath(out)), ".lock"))} if out else set()
     found, skipped = [], set()
     for item in find_files(options.paths, options.read, nul_list=nul_list):
         if isinstance(item, Warned):

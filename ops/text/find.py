@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from ..base.events import Warned
-from ..base.paths import local
 from .ignore import Rules, rules_above, rules_inside
 from .inputs import Found, ReadOptions, filters, kind_of, quoted, shown
 
@@ -28,16 +27,12 @@ def find_files(
         options: see ReadOptions.
         nul_list: stream of more names, each closed by a NUL byte (`find -print0`).
 
-    Raises:
-        QwenchError: one of `paths` is a URL.
-
     Yields:
         `Found`, or `Warned` for what could not be followed: `missing`, `unreadable`, `vanished` (failed),
         `skipped` (pipes, sockets, devices, dangling links) and `loop` (failed only when named).
     """
     walk = _Walk(options)
     for name in paths:
-        local(name, "an input")
         yield from walk.stdin() if name == "-" else walk.named(name)
     if nul_list is not None:
         for name in _nul_names(nul_list):

@@ -231,7 +231,8 @@ def test_an_interrupt_keeps_what_was_written(qwench: Run, tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, talk = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in talk and "Traceback" not in talk
+    assert f"interrupted; what was written is kept in `{tmp_path / 'n.lance'}`, and the same command goes on" in talk
+    assert "Traceback" not in talk and not (tmp_path / ".n.lance.lock").exists()
     assert qwench("search", "n.lance", "line", "-k", "1", cwd=tmp_path).returncode == 0
 
 

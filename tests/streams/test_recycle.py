@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from qwench.ops import parscale_recycle as op
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Advanced, Finished, Produced, Warned
+from qwench.ops.base.lock import Lock
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.tokenizer import TextTokenizer
 from qwench.ops.streams.measure import gain, held_out, streams_apart
@@ -368,7 +370,7 @@ def test_an_interrupt_before_training_keeps_the_tokens(home: Path, qwench, tmp_p
     next(e for e in events if isinstance(e, Produced) and e.row.get("event") == "estimate")
     with pytest.raises(KeyboardInterrupt):
         events.throw(KeyboardInterrupt)
-    assert {f.name for f in (tmp_path / "out.run").iterdir()} == {"data.safetensors", "lock", "run.json"}
+    assert {f.name for f in (tmp_path / "out.run").iterdir()} == {"data.safetensors", "run.json"}
     finished(op.recycle(made))
 
 
@@ -418,3 +420,65 @@ def test_progress_and_choices_are_told(home: Path, tmp_path: Path) -> None:
     assert [e.row["step"] for e in events if isinstance(e, Produced) and e.row["event"] == "held_out"] == [1, 2]
     chosen = {e.name: e.reason for e in events if hasattr(e, "reason")}
     assert {"device", "dtype", "threads", "one stream"} <= set(chosen) and all(chosen.values())
+
+
+RANKED = (
+    "import sys, time; from tests.streams.test_recycle import *\n"
+    "from qwench.ops.training.ranks import rank\n"
+    "time.sleep(1.5 * (rank() == 0))\n"  # the others come to the folder first
+    "work = Work(options(Path(sys.argv[1]), Path(sys.argv[2])))\n"
+    "try: work.open_folder(); print('made', work.folder.is_dir(), flush=True)\n"
+    "except QwenchError as error: print(error.message, flush=True)\n"
+    "sys.stdin.read()\n"  # the first holds the store of all
+)
+
+
+def ranked(home: Path, out: Path, count: int = 2) -> list[str]:
+    """What each of several processes says of a run's folder."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKED, home, out],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+            env=os.environ | shared | {"RANK": str(n), "LOCAL_RANK": str(n)},
+        )
+        for n in range(count)
+    ]
+    said = [p.stdout.readline().strip() for p in processes]
+    for process in processes:
+        process.communicate()
+    return said
+
+
+def test_the_first_process_decides_for_all(home: Path, tmp_path: Path) -> None:
+    assert ranked(home, tmp_path / "out") == ["made True"] * 2
+    (tmp_path / "out.run" / "run.json").write_text('{"plan": "another", "job": {"seed": 9}}')
+    first, second = ranked(home, tmp_path / "out")
+    assert first == second and "another run: --seed was `9` and is not given" in first
+
+
+def test_force_takes_nothing_from_a_run_that_lives(home: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "out.run" / "p2" / "history.jsonl"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("hours of work")
+    with Lock(tmp_path / "out.run"):
+        for changes in ({"force": True}, {}, {"resume": True}):
+            with pytest.raises(QwenchError, match=r"another run is at `.*out\.run`: process \d+"):
+                finished(op.recycle(options(home, tmp_path / "out", **changes)))
+        assert kept.read_text() == "hours of work"
+    with pytest.raises(QwenchError, match="does not say what it is of"):
+        finished(op.recycle(options(home, tmp_path / "out")))
+    assert kept.read_text() == "hours of work" and not (tmp_path / ".out.run.lock").exists()
+    work = Work(options(home, tmp_path / "out", force=True))
+    work.open_folder()
+    assert not kept.exists() and (tmp_path / "out.run" / "run.json").exists()
+    work.close()
+    assert list(tmp_path.iterdir()) == []
