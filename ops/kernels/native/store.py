@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ...base.atomic import write as write_whole
+from ...base.errors import QwenchError
 from ...base.settings import folder
 
 
@@ -58,26 +60,16 @@ def write(name: str, content: dict[str, Any]) -> None:
 
 
 def place(content: bytes, path: Path) -> None:
-    """Write beside, sync, rename.
+    """A file of the cache, written whole, for its owner alone.
 
     Raises:
         OSError: it cannot be written; nothing is left beside.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    opened = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+        write_whole(path, content, "the kernel cache")
+        path.chmod(0o600)
+    except QwenchError as error:
+        raise OSError(str(error)) from error
 
 
 def keep(key: str, content: bytes) -> Path:
