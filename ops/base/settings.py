@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from .errors import QwenchError
+from .fields import parse_toml
 
 
 def folder(kind: str) -> Path:
@@ -34,9 +34,10 @@ def read_config() -> dict[str, Any]:
     """
     path = config_file()
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        message = f"the config file cannot be read ({error}): `{path}`"
+    except OSError as error:
+        message = f"the config file cannot be read ({error.strerror}): `{path}`"
         raise QwenchError(message, "correct it, or move it away") from error
+    return parse_toml(data, str(path), "correct it, or move it away")

@@ -39,10 +39,17 @@ class Heads:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Heads:
-        """From config.json."""
+        """From config.json.
+
+        Raises:
+            QwenchError: its numbers do not fit each other.
+        """
         count = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // count
-        return cls(count, config.get("num_key_value_heads") or count, width)
+        groups = config.get("num_key_value_heads") or count
+        if count % groups:
+            raise QwenchError(f"config.json has {count} attention heads, which {groups} key-value heads cannot share")
+        return cls(count, groups, width)
 
     @property
     def per_group(self) -> int:
@@ -114,6 +121,8 @@ def apply_gates(source: Source, config: dict[str, Any], plan: Plan, gate: str | 
     queries = [o for o in plan.outputs if o.name.endswith("self_attn.q_proj.weight")]
     if not queries or any(o.name.endswith("q_proj.bias") for o in plan.outputs):
         raise QwenchError(f"no attention that gates fit into (q_proj without bias in every layer): `{source.path}`")
+    if odd := [o for o in queries if len(o.shape) != 2 or o.shape != queries[0].shape]:
+        raise QwenchError(f"`{odd[0].name}` has the shape {list(odd[0].shape)}, and is no projection of its layer")
     had = gate_kind(queries[0].shape[0], heads)
     if had is None and gate is None:
         raise QwenchError(f"the checkpoint has no gates to move: `{source.path}`", "add --gate to insert them", code=2)

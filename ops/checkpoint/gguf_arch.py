@@ -191,7 +191,8 @@ def config_of(said: dict[str, Any], vocab: int, tied: bool, dtype: str, bias: bo
             "mlp_only_layers": [],
         }
     for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
-        if (number := said.get(f"tokenizer.ggml.{key}_token_id")) is not None:
+        # Some files say 2^32 - 1 for none.
+        if (number := said.get(f"tokenizer.ggml.{key}_token_id")) is not None and number < vocab:
             config[f"{name}_token_id"] = number
     return config
 

@@ -9,11 +9,17 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..base.fields import Fields
 from .gguf_blocks import PLAIN, kind_of, sizes_of
 from .safetensors_reader import damaged
+from .schemas import GGUF
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
+#: axes of a tensor, ggml's own limit
+AXES = 4
+#: arrays of arrays: no key of the format has any, and each level is a call
+NESTED = 8
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -33,7 +39,7 @@ class GgufFile:
     """A mapped GGUF file.
 
     Attributes:
-        said: metadata; arrays are lists.
+        said: metadata; arrays are lists; known keys are checked as they are read.
         tensors: in the order of the file.
         map: the bytes, private: nothing written reaches the file.
 
@@ -55,18 +61,26 @@ class GgufFile:
             version, tensors, keys = self._take("<IQQ")
             if version not in (2, 3):
                 raise damaged(path, f"its version is {version}, and 2 and 3 are known")
-            self.said: dict[str, Any] = {}
+            said: dict[str, Any] = {}
             for _ in range(keys):
                 key = self._string()
-                self.said[key] = self._value(self._take("<I")[0])
+                if key in said:
+                    raise damaged(path, f"its metadata has `{key}` twice")
+                said[key] = self._value(self._take("<I")[0])
+            self.said = Fields(said, str(path), GGUF)
             heads = [self._head() for _ in range(tensors)]
         except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError) as error:
             raise damaged(path, "its header makes no sense") from error
         align = self.said.get("general.alignment", ALIGNMENT)
-        if not isinstance(align, int) or align <= 0 or align & (align - 1):
+        if align & (align - 1):
             raise damaged(path, f"its alignment is {align}")
         start = -(-self._at // align) * align
         self.tensors = [self._stored(start, size, *head) for head in heads]
+        at, before = start, ""
+        for tensor in sorted(self.tensors, key=lambda t: (t.offset, t.nbytes)):
+            if tensor.offset < at:
+                raise damaged(path, f"`{before}` and `{tensor.name}` overlap")
+            at, before = tensor.offset + tensor.nbytes, tensor.name
 
     def _take(self, form: str) -> tuple[Any, ...]:
         found = struct.unpack_from(form, self.map, self._at)
@@ -80,21 +94,26 @@ class GgufFile:
         self._at += length
         return self.map[self._at - length : self._at].decode("utf-8")
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:
             return self._take("<" + _SCALARS[kind])[0]
         inner, count = self._take("<IQ")
-        if count > len(self.map) - self._at:
+        if depth == NESTED:
+            raise damaged(self.path, f"its metadata has arrays nested more than {NESTED} deep")
+        # Each text and array begins with 8 bytes at least.
+        if count > (len(self.map) - self._at) // (8 if inner in (_STRING, _ARRAY) else 1):
             raise struct.error
         if inner in (_STRING, _ARRAY):
-            return [self._value(inner) for _ in range(count)]
+            return [self._value(inner, depth + 1) for _ in range(count)]
         return list(self._take(f"<{count}{_SCALARS[inner]}"))
 
     def _head(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
         (dims,) = self._take("<I")
+        if dims > AXES:
+            raise damaged(self.path, f"`{name}` has {dims} axes, and the format has {AXES} at most")
         shape = self._take(f"<{dims}Q")[::-1]
         number, offset = self._take("<IQ")
         return name, shape, number, offset
@@ -104,8 +123,10 @@ class GgufFile:
         if kind is None:
             raise damaged(self.path, f"`{name}` has the unknown type {number}")
         elements, count = (1, PLAIN[kind][1]) if kind in PLAIN else sizes_of(kind)
-        if shape and shape[-1] % elements:
+        if (shape[-1] if shape else 1) % elements:
             raise damaged(self.path, f"rows of `{name}` are not whole blocks")
+        if prod(n or 1 for n in shape) >= 1 << 63:
+            raise damaged(self.path, f"`{name}` is larger than any file")
         nbytes = prod(shape) // elements * count
         if start + offset + nbytes > size:
             end = start + offset + nbytes

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.fields import decoded
 from .cast import EXACT, PIECE, Losses
 from .gguf_arch import PERMUTED, POOLING, gguf_name, settings_of
 from .gguf_blocks import BLOCKS, PLAIN, encode
 from .gguf_file import header
 from .gguf_reader import permuted
 from .gguf_tokenizer import lists_from
-from .layout import PREFIX
+from .layout import EMBEDDING, PREFIX
 from .plan import Output, Plan, Shard
 from .reader import Source
+from .schemas import fields_of
+from .sidecars import json_of
 from .tensors import torch_dtype
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file
     Raises:
         QwenchError: a tensor, setting or tokenizer that GGUF has no name for here.
     """
+    config = fields_of(config, source.folder / "config.json")
     said = settings_of(config)
     arch = said["general.architecture"]
     stacks: dict[str, dict[int, Output]] = {}
@@ -50,6 +53,8 @@ def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file
         if found is None:
             raise QwenchError(f"llama.cpp has no name for a tensor of this model: `{output.name}`")
         stacks.setdefault(found[0], {})[found[1] or 0] = output
+    if [len(o.shape) for o in stacks.get("token_embd.weight", {}).values()] != [2]:
+        raise QwenchError(f"no matrix `{PREFIX}{EMBEDDING}` among the tensors: `{source.path}`")
     heads = {"attn_q": config["num_attention_heads"]}
     heads["attn_k"] = config.get("num_key_value_heads") or heads["attn_q"]
     plan.outputs = [
@@ -170,7 +175,7 @@ def _file(source: Source, plan: Plan, name: str) -> str | None:
     content = plan.side.get(name)
     if content is None and source.path.is_dir() and (source.folder / name).is_file():
         content = (source.folder / name).read_bytes()
-    return content.decode("utf-8") if content is not None else None
+    return decoded(content, str(source.folder / name)) if content is not None else None
 
 
 def _text(source: Source, config: dict[str, Any], plan: Plan, stacks: dict[str, dict[int, Output]]) -> dict[str, Any]:
@@ -178,14 +183,21 @@ def _text(source: Source, config: dict[str, Any], plan: Plan, stacks: dict[str, 
     if data is None:
         plan.notes.append("no tokenizer.json: the GGUF file has no tokenizer")
         return {"tokenizer.ggml.model": "none"}
-    settings = json.loads(own or "{}")
+    settings = json_of(own or "{}", source.folder / "tokenizer_config.json")
     found = template or settings.get("chat_template")
     if isinstance(found, list):
         found = next((t["template"] for t in found if t.get("name") == "default"), None)
-    return lists_from(json.loads(data), settings, found, stacks["token_embd.weight"][0].shape[0], config)
+    return lists_from(
+        json_of(data, source.folder / "tokenizer.json"),
+        settings,
+        found,
+        stacks["token_embd.weight"][0].shape[0],
+        config,
+    )
 
 
 def _pooling(source: Source, plan: Plan) -> str | None:
-    said = json.loads(_file(source, plan, "1_Pooling/config.json") or "{}")
+    name = "1_Pooling/config.json"
+    said = json_of(_file(source, plan, name) or "{}", source.folder / name)
     modes = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "cls"}
     return next((ours for theirs, ours in modes.items() if said.get(f"pooling_mode_{theirs}")), None)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.fields import Fields
 from .gguf_arch import PERMUTED, POOLING, TYPES, config_of, hf_name
 from .gguf_blocks import PLAIN, Blocks, decode, torch_of, with_offsets
 from .gguf_file import GgufFile, Stored
 from .gguf_tokenizer import files_of
-from .safetensors_reader import AGAIN
+from .safetensors_reader import AGAIN, damaged
+from .schemas import CONFIG
 from .tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class GgufReader:
             raise QwenchError(f"a GGUF model is one file, and there are {len(files)}: `{files[0]}`", "give the file")
         self.file = GgufFile(files[0])
         said = self.file.said
-        if said.get("split.count", 1) > 1:
+        if said.get("split.count", 0) > 1:
             raise QwenchError(
                 f"the GGUF file is one part of {said['split.count']}: `{files[0]}`",
                 "join them: llama-gguf-split --merge",
@@ -54,8 +56,10 @@ class GgufReader:
         self.metadata = {k: str(v) for k, v in said.items() if not isinstance(v, list)}
         self.infos: dict[str, TensorInfo] = {}
         self.stored: dict[str, str] = {}
-        self._heads = {"q": said.get(f"{self.arch}.attention.head_count")}
-        self._heads["k"] = said.get(f"{self.arch}.attention.head_count_kv", self._heads["q"])
+        self._config: dict[str, Any] | None = None
+        self._heads: dict[str, int] = {}
+        if self.arch in PERMUTED and (heads := said.get(f"{self.arch}.attention.head_count")):
+            self._heads = {"q": heads, "k": said.get(f"{self.arch}.attention.head_count_kv", heads)}
         for tensor in self.file.tensors:
             for name, part in self._parts(tensor):
                 if name in self.infos:
@@ -70,6 +74,9 @@ class GgufReader:
             return [(tensor.name, tensor)]
         if "{}" not in name:
             return [(name, tensor)]
+        # A stack without a byte may claim any number of experts.
+        if len(tensor.shape) < 2 or not tensor.nbytes:
+            raise damaged(self.file.path, f"`{tensor.name}` is no stack of experts but of shape {list(tensor.shape)}")
         count, size = tensor.shape[0], tensor.nbytes // tensor.shape[0]
         return [
             (name.format(i), Stored(tensor.name, tensor.shape[1:], tensor.kind, tensor.offset + i * size, size))
@@ -109,7 +116,9 @@ class GgufReader:
     def _in_order(self, name: str, rows: Tensor) -> Tensor:
         """Rows of q and k as transformers has them."""
         for side, heads in self._heads.items():
-            if self.arch in PERMUTED and heads and f".self_attn.{side}_proj." in name:
+            if f".self_attn.{side}_proj." in name:
+                if not len(rows) or len(rows) % (2 * heads):
+                    raise damaged(self.file.path, f"the {len(rows)} rows of `{name}` are not of {heads} heads")
                 return unpermuted(rows, heads)
         return rows
 
@@ -151,11 +160,20 @@ class GgufReader:
         Raises:
             QwenchError: a setting is missing or cannot be rebuilt.
         """
+        if self._config is None:
+            # `exact` looks at every norm.
+            self._config = self._rebuilt()
+        return Fields(self._config, str(self.file.path), CONFIG)
+
+    def _rebuilt(self) -> dict[str, Any]:
         if self.arch not in TYPES:
             return {}
         embedding = self.infos.get("model.embed_tokens.weight")
         if embedding is None:
             raise QwenchError(f"the GGUF file has no token embeddings: `{self.file.path}`", AGAIN)
+        for name in ("model.embed_tokens.weight", "lm_head.weight", "score.weight"):
+            if name in self.infos and len(self.infos[name].shape) != 2:
+                raise damaged(self.file.path, f"`{name}` is no matrix but of shape {list(self.infos[name].shape)}")
         if "rope_freqs.weight" in self.infos:
             raise QwenchError("Llama 3's rope factors cannot be rebuilt from GGUF", "get the model in safetensors")
         config = config_of(
@@ -173,7 +191,7 @@ class GgufReader:
 
     def sides(self) -> dict[str, bytes]:
         """Tokenizer files rebuilt."""
-        return files_of(self.file.said)
+        return files_of(self.file.said, str(self.file.path))
 
     @property
     def pooling(self) -> str | None:

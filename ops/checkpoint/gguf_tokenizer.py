@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.fields import AGAIN
 from .sidecars import as_json, with_end_token
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -57,6 +58,8 @@ def lists_from(
             f"only byte-level BPE tokenizers can be written to GGUF here, and this is {model.get('type')}",
             "use llama.cpp's own converter for it",
         )
+    if not isinstance(model["vocab"], dict):
+        raise QwenchError("the vocabulary of tokenizer.json is a list, and byte-level BPE has an object", AGAIN)
     tokens: list[str | None] = [None] * vocab
     types = [UNUSED] * vocab
     added = {t["id"]: t for t in data.get("added_tokens", [])}
@@ -79,7 +82,7 @@ def lists_from(
         token = token.get("content") if isinstance(token, dict) else token
         number = numbers.get(token) if token is not None else config.get(f"{name}_token_id")
         number = number[0] if isinstance(number, list) and number else number
-        if isinstance(number, int):
+        if isinstance(number, int) and 0 <= number < vocab:
             said[f"tokenizer.ggml.{key}_token_id"] = number
     last = _appended(data.get("post_processor"), tokens)
     said["tokenizer.ggml.add_bos_token"] = bool(own.get("add_bos_token", False))
@@ -110,16 +113,23 @@ def _pre(data: dict[str, Any]) -> str:
 def _appended(post: dict[str, Any] | None, tokens: list[str | None]) -> int | None:
     """The token that ends every text."""
     for part in (post or {}).get("processors", [post] if post else []):
-        if part.get("type") == "TemplateProcessing" and "SpecialToken" in (last := part["single"][-1]):
-            return tokens.index(last["SpecialToken"]["id"])
+        if part.get("type") == "TemplateProcessing" and part["single"] and "SpecialToken" in part["single"][-1]:
+            token = part["single"][-1]["SpecialToken"]["id"]
+            if token not in tokens:
+                raise QwenchError(f"tokenizer.json ends texts with `{token}`, which is none of its tokens", AGAIN)
+            return tokens.index(token)
     return None
 
 
-def files_of(said: dict[str, Any]) -> dict[str, bytes]:
+def files_of(said: dict[str, Any], file: str) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and the chat template from a file's metadata; empty without a tokenizer.
 
+    Args:
+        said: metadata of a GGUF file.
+        file: its name, for what is wrong with it.
+
     Raises:
-        QwenchError: another kind than byte-level BPE.
+        QwenchError: another kind than byte-level BPE, or lists that do not fit each other.
     """
     if "tokenizer.ggml.tokens" not in said:
         return {}
@@ -131,6 +141,8 @@ def files_of(said: dict[str, Any]) -> dict[str, bytes]:
         )
     tokens, types = said["tokenizer.ggml.tokens"], said.get("tokenizer.ggml.token_type")
     types = types or [NORMAL] * len(tokens)
+    if len(types) != len(tokens):
+        raise QwenchError(f"`{file}` is damaged: it has {len(tokens)} tokens and the types of {len(types)}", AGAIN)
     vocab: dict[str, int] = {}
     added: list[dict[str, Any]] = []
     for number, (token, type_) in enumerate(zip(tokens, types, strict=True)):
@@ -143,6 +155,8 @@ def files_of(said: dict[str, Any]) -> dict[str, bytes]:
     first = min(vocab.values(), default=0)
     vocab |= {t["content"]: t["id"] for t in added if t["id"] < first}
     merges = [m.split(" ", 1) for m in said.get("tokenizer.ggml.merges", [])]
+    if odd := [m for m in merges if len(m) != 2]:
+        raise QwenchError(f"`{file}` is damaged: a merge of its tokenizer is not of two parts, {odd[0]}", AGAIN)
     data: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.fields import AGAIN
 from .cast import Losses, pieces
 from .layout import EMBEDDING, LM_HEAD, PREFIX
 from .plan import Output, Plan
@@ -27,7 +28,7 @@ def embedding_info(source: Source) -> TensorInfo:
     """
     for name in (PREFIX + EMBEDDING, EMBEDDING):
         if name in source.infos:
-            return source.infos[name]
+            return _matrix(source, name)
     raise QwenchError(f"no `{EMBEDDING}` among the tensors: `{source.path}`", "--head is for decoders")
 
 
@@ -41,7 +42,14 @@ def head_info(source: Source, config: dict[str, Any]) -> TensorInfo:
         return embedding_info(source)
     if LM_HEAD not in source.infos:
         raise QwenchError(f"the checkpoint has no `{LM_HEAD}`, and config.json says it is not tied: `{source.path}`")
-    return source.infos[LM_HEAD]
+    return _matrix(source, LM_HEAD)
+
+
+def _matrix(source: Source, name: str) -> TensorInfo:
+    info = source.infos[name]
+    if len(info.shape) != 2:
+        raise QwenchError(f"`{name}` is no matrix but of shape {list(info.shape)}: `{source.path}`", AGAIN)
+    return info
 
 
 def to_embedding(source: Source, config: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -77,6 +85,8 @@ def _score_rows(source: Source, head: TensorInfo, yes: int, no: int, labels: int
     """W[yes] - W[no] as one row, or the rows (no, yes); float32."""
     import torch
 
+    if max(yes, no) >= head.shape[0]:
+        raise QwenchError(f"token {max(yes, no)} has no row in `{head.name}`, which has {head.shape[0]}", AGAIN)
     weight = source.reader.load(head.name)
     y, n = weight[yes].float(), weight[no].float()
     return (y - n)[None] if labels == 1 else torch.stack((n, y))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.fields import AGAIN
 from ..base.paths import local
 from .cast import PIECE, Losses, pieces
 from .layout import EMBEDDING, LM_HEAD, renamed
@@ -129,6 +130,14 @@ class Adapter:
         if magnitude is not None and (embedding or turned):
             raise QwenchError(f"DoRA on `{module}` of this kind cannot be merged here", "merge with peft")
         a, b = parts[f"{stem}A"], parts[f"{stem}B"]
+        if a.dim() != 2 or b.dim() != 2 or not a.shape[0] or a.shape[0] != b.shape[1]:
+            shapes = f"{list(a.shape)} and {list(b.shape)}"
+            raise QwenchError(
+                f"the adapter's two matrices for `{module}` do not fit: {shapes} in `{self.folder}`", AGAIN
+            )
+        if magnitude is not None and magnitude.shape != b.shape[:1]:
+            shape = list(magnitude.shape)
+            raise QwenchError(f"the adapter's magnitudes for `{module}` are of shape {shape}: `{self.folder}`", AGAIN)
         self.deltas[bare] = Delta(a, b, self._scale(module, a.shape[0]), magnitude, embedding or turned)
 
     def _scale(self, module: str, rank: int) -> float:
@@ -164,8 +173,11 @@ def adapter_files(folder: Path) -> list[Path]:
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """peft's way: the first key that matches the end of the module's name."""
     for key, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return value
+        try:
+            if re.fullmatch(rf"(.*\.)?({key})", module):
+                return value
+        except (re.error, RecursionError, OverflowError) as error:
+            raise QwenchError(f"adapter_config.json: `{key}` is no pattern ({error})", AGAIN) from error
     return default
 
 

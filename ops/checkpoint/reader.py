@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..base.errors import QwenchError
 from .gguf_reader import GgufReader
 from .safetensors_reader import AGAIN, SafetensorsReader
-from .sidecars import read_json
+from .sidecars import inside, read_json
 from .tensors import WEIGHT_SUFFIXES, TensorInfo
 from .torch_reader import TorchReader
 
@@ -94,15 +94,14 @@ class Source:
         )
 
     def _indexed(self, index: Path, kind: type[SafetensorsReader] | type[TorchReader]) -> Reader:
-        try:
-            wanted = {str(k): str(v) for k, v in json.loads(index.read_text("utf-8"))["weight_map"].items()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise QwenchError(f"the weight index cannot be read: `{index}`", AGAIN) from error
-        files = [self.folder / name for name in dict.fromkeys(sorted(wanted.values()))]
-        for file in files:
-            if not file.is_file():
-                raise QwenchError(f"the weight index names a file that is missing: `{file}`", AGAIN)
-        reader = kind(files)
+        wanted: dict[str, str] = read_json(index)["weight_map"]
+        names = sorted(set(wanted.values()))
+        for name in names:
+            if not inside(name):
+                raise QwenchError(f"the weight index names a file outside the folder, `{name}`: `{index}`", AGAIN)
+            if not os.path.isfile(self.folder / name):
+                raise QwenchError(f"the weight index names a file that is missing: `{self.folder / name}`", AGAIN)
+        reader = kind([self.folder / name for name in names])
         for name, file in wanted.items():
             info = reader.infos.get(name)
             if info is None or info.file.name != Path(file).name:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from ..base.fields import AGAIN, parse_json
+from .schemas import fields_of
 from .tensors import NO_WEIGHTS, WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def side_files(source: Source) -> tuple[list[str], list[str]]:
     """
     if not source.path.is_dir():
         return [], []
-    modules = {m.get("path") for m in read_json(source.folder / "modules.json", [])} - {"", None}
+    modules = {m.get("path") for m in modules_of(source.folder)} - {"", None}
     if "parscale_n" in source.config():
         modules.add("adapters")
     copies: list[str] = []
@@ -58,16 +60,45 @@ def read_json(path: Path, default: Any = None) -> Any:
     """A JSON file, `default` when it is not there.
 
     Raises:
-        QwenchError: it is there and cannot be parsed.
+        QwenchError: it is there and cannot be parsed (see `json_of`), or it is not there and has no default.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         if default is None:
-            raise QwenchError(f"the model folder lacks a file: `{path}`", "download or copy the model again") from None
-        return default
-    except (ValueError, OSError) as error:
-        raise QwenchError(f"cannot be read as JSON ({error}): `{path}`", "download or copy the model again") from error
+            raise QwenchError(f"the model folder lacks a file: `{path}`", AGAIN) from None
+        return fields_of(default, path)
+    except OSError as error:
+        raise QwenchError(f"cannot be read ({error.strerror}): `{path}`", AGAIN) from error
+    return json_of(data, path)
+
+
+def json_of(data: bytes | str, file: Path | str) -> Any:
+    """The JSON of a file of a model, its known fields checked as they are read (see `schemas`).
+
+    Raises:
+        QwenchError: it cannot be parsed, or is a list and should be an object, or the other way round.
+    """
+    return fields_of(parse_json(data, str(file)), file)
+
+
+def modules_of(folder: Path) -> list[dict[str, Any]]:
+    """modules.json of a folder, empty where there is none.
+
+    Raises:
+        QwenchError: it cannot be read, or a module lies outside the folder.
+    """
+    file = folder / "modules.json"
+    found = read_json(file, [])
+    for module in found:
+        if not inside(module.get("path", "")):
+            raise QwenchError(f"a module lies outside the model folder: `{module['path']}` in `{file}`", AGAIN)
+    return found
+
+
+def inside(path: str) -> bool:
+    """A relative path that does not climb out of its folder."""
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts and "\0" not in path
 
 
 def as_json(value: Any) -> bytes:
@@ -102,7 +133,7 @@ def with_end_token(tokenizer: dict[str, Any], token: str) -> dict[str, Any]:
     Raises:
         QwenchError: the vocabulary has no such token.
     """
-    found = next((t["id"] for t in tokenizer.get("added_tokens", []) if t["content"] == token), None)
+    found: int | None = next((t["id"] for t in tokenizer.get("added_tokens", []) if t["content"] == token), None)
     if found is None:
         raise QwenchError(f"the tokenizer has no `{token}` to end texts with", "use a tokenizer of the Qwen family")
     before = tokenizer.get("post_processor")

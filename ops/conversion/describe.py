@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import Any
 
@@ -11,7 +10,8 @@ from ..checkpoint.gates import Heads, gate_kind
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX, layout_of
 from ..checkpoint.reader import Source
-from ..checkpoint.sidecars import read_json
+from ..checkpoint.sidecars import modules_of, read_json
+from ..checkpoint.tensors import TensorInfo
 
 
 def describe(source: Source, tensors: bool = False) -> dict[str, Any]:
@@ -60,6 +60,10 @@ def _embedding(source: Source) -> Any:
     return next((source.infos[n] for n in (PREFIX + EMBEDDING, EMBEDDING) if n in source.infos), None)
 
 
+def _rows(info: TensorInfo) -> int:
+    return info.shape[0] if info.shape else 1
+
+
 def _tied(source: Source, config: dict[str, Any]) -> dict[str, Any]:
     return {"config": config.get("tie_word_embeddings"), "head_stored": LM_HEAD in source.infos}
 
@@ -74,23 +78,23 @@ def _vocabulary(source: Source, config: dict[str, Any]) -> dict[str, Any] | None
     if isinstance(source.reader, GgufReader):
         tokens = len(source.reader.file.said.get("tokenizer.ggml.tokens", [])) or None
     elif file.is_file():
-        tokenizer = json.loads(file.read_text("utf-8"))
+        tokenizer = read_json(file)
         ids = [t["id"] for t in tokenizer.get("added_tokens", [])]
         vocab = tokenizer.get("model", {}).get("vocab", {})
         ids += vocab.values() if isinstance(vocab, dict) else range(len(vocab))
         tokens = max(ids, default=-1) + 1
-    rows = embedding.shape[0]
+    rows = _rows(embedding)
     padding = rows - tokens if tokens is not None else None
     return {"rows": rows, "config": config.get("vocab_size"), "tokenizer": tokens, "padding": padding}
 
 
 def _head(source: Source, config: dict[str, Any]) -> str:
-    modules = [m.get("type", "").rsplit(".", 1)[-1] for m in read_json(source.folder / "modules.json", [])]
+    modules = [m.get("type", "").rsplit(".", 1)[-1] for m in modules_of(source.folder)]
     if "Pooling" in modules:
         return "embedding"
     name = next((n for n in ("score.weight", "classifier.weight") if n in source.infos), None)
     if name:
-        return f"classifier, {source.infos[name].shape[0]} labels"
+        return f"classifier, {_rows(source.infos[name])} labels"
     if LM_HEAD in source.infos:
         return "language model"
     causal = any(a.endswith("ForCausalLM") for a in config.get("architectures") or [])
@@ -105,7 +109,7 @@ def _gates(source: Source, config: dict[str, Any]) -> str | None:
     if info is None or not config.get("num_attention_heads") or not config.get("hidden_size"):
         return None
     try:
-        return gate_kind(info.shape[0], Heads.of(config))
+        return gate_kind(_rows(info), Heads.of(config))
     except QwenchError as error:
         return f"unknown: {error.message}"
 

@@ -20,7 +20,7 @@ from ..checkpoint.layout import EMBEDDING, LAYOUTS, LM_HEAD, PREFIX, layout_of, 
 from ..checkpoint.lora import Adapter, merge_adapters
 from ..checkpoint.plan import Output, Plan, parse_size, shards_of
 from ..checkpoint.reader import Source
-from ..checkpoint.sidecars import ST_FILES, as_json, embedding_files, read_json, side_files, with_end_token
+from ..checkpoint.sidecars import ST_FILES, as_json, embedding_files, modules_of, read_json, side_files, with_end_token
 from ..checkpoint.tensors import FLOATS, TensorInfo
 from ..models.rerank_template import read_template
 from ..models.tokenizer import TextTokenizer
@@ -249,7 +249,7 @@ def _sides(source: Source, config: dict[str, Any], plan: Plan, options: ConvertO
             plan.left.append(name)
     else:
         # Modules such as Normalize can be folders without a file.
-        folders = {m.get("path") for m in read_json(source.folder / "modules.json", [])} - {"", None}
+        folders = {m.get("path") for m in modules_of(source.folder)} - {"", None}
         plan.side |= {f: None for f in sorted(folders) if (source.folder / f).is_dir()}
     plan.copies = [n for n in plan.copies if n not in plan.side]
     plan.left.sort()

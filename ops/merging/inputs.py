@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint.layout import LM_HEAD, PREFIX
 from ..checkpoint.plan import Output, Plan
 from ..checkpoint.reader import Source
+from ..checkpoint.sidecars import json_of
 from ..checkpoint.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class Input:
     @cached_property
     def vocabulary(self) -> dict[str, int]:
         """token -> id, of tokenizer.json."""
-        found = json.loads(self.side("tokenizer.json") or b"{}")
-        model = found.get("model", {}).get("vocab", {})
+        found = json_of(self.side("tokenizer.json") or b"{}", self.source.folder / "tokenizer.json")
+        model = found["model"].get("vocab", {}) if found else {}
         ids = dict(model) if isinstance(model, dict) else {entry[0]: i for i, entry in enumerate(model)}
         return ids | {t["content"]: t["id"] for t in found.get("added_tokens", [])}
 

@@ -112,7 +112,7 @@ def _value(method: MergeMethod, spec: Any, sources: list[dict], name: str, layer
         if value is not None:
             try:
                 return spec.validate(value)
-            except ValueError as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise QwenchError(f"`{spec.name}` cannot be {value!r} for `{method.spec.name}`", code=2) from error
     if spec.required:
         of = f" of `{model}`" if model else ""

@@ -207,11 +207,13 @@ def _sides(made: MergePlan, first: Input) -> None:
     plan.copies, plan.side, plan.left = list(first.plan.copies), dict(first.plan.side), list(first.plan.left)
     counts = [s.parts[0].layers or (0, first.layers) for s in recipe.slices]
     layers = sum(end - begin for begin, end in counts)
-    config = dict(first.config)
+    config = first.config.copy()
     if layers != first.layers:
         config["num_hidden_layers"] = layers
         for key in ("layer_types",):
             if config.get(key):
+                if len(config[key]) < first.layers:
+                    raise QwenchError(f"`{first.model}`: `{key}` of config.json names fewer layers than there are")
                 config[key] = [config[key][n] for begin, end in counts for n in range(begin, end)]
     kinds = {o.dtype for o in plan.outputs if o.dtype in FLOATS}
     dtype = recipe.out_dtype or next((o.dtype for o in plan.outputs if len(o.shape) > 1), "float32")

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.fields import TEXT, Fields, Kind, either, listed, number, one_of, parse_yaml, shown, table, unfit, whole
 from ..base.paths import local
-from .settings import Setting
+from ..checkpoint.tensors import FLOATS
+from .settings import Setting, is_setting
 
 Parameters = dict[str, Setting]
 #: keys of mergekit's YAML that are understood
 TOP = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
 TOP += ("tokenizer", "chat_template", "qwench")
+HINT = "see mergekit's examples"
+NAME = Kind("a name", lambda v: isinstance(v, str) and v.strip() not in ("", "+") and "\0" not in v)
+#: a name, or mergekit's long form, which `_model` takes apart
+MODEL = either(NAME, table())
+PART = {"model": MODEL, "parameters": Kind("an object", lambda v: isinstance(v, dict)), "layer_range": listed(whole())}
+SLICE = {"sources": listed(table(PART)), "parameters": PART["parameters"], "base_model": MODEL}
+RECIPE = {
+    "merge_method": TEXT,
+    "models": listed(table(PART)),
+    "slices": listed(table(SLICE)),
+    "base_model": MODEL,
+    "parameters": PART["parameters"],
+    "dtype": TEXT,
+    "out_dtype": TEXT,
+    "tokenizer_source": MODEL,
+    "tokenizer": table({"source": MODEL}),
+    "chat_template": TEXT,
+    "qwench": table({"fold": one_of("sequential", "tree")}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +104,15 @@ def from_yaml(path: Path) -> Recipe:
     Raises:
         QwenchError: it cannot be read, or asks for what is not supported, which is named.
     """
-    import yaml
-
     local(path, "the recipe")
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise QwenchError(f"the recipe cannot be read ({' '.join(str(error).split())}): `{path}`") from error
-    if not isinstance(found, dict) or not isinstance(found.get("merge_method"), str):
-        raise QwenchError(f"the recipe names no merge_method: `{path}`", "see mergekit's examples")
+        data = path.read_bytes()
+    except OSError as error:
+        raise QwenchError(f"the recipe cannot be read ({error.strerror}): `{path}`") from error
+    said = parse_yaml(data, str(path), HINT)
+    if not isinstance(said, dict) or not isinstance(said.get("merge_method"), str):
+        raise QwenchError(f"the recipe names no merge_method: `{path}`", HINT)
+    found = Fields(said, str(path), RECIPE, hint=HINT)
     if unknown := [key for key in found if key not in TOP]:
         raise QwenchError(f"the recipe has a key that is not supported: `{unknown[0]}`", f"supported: {', '.join(TOP)}")
     if found.get("chat_template") not in (None, "auto"):
@@ -99,31 +121,58 @@ def from_yaml(path: Path) -> Recipe:
         raise QwenchError(f"the recipe needs either models or slices: `{path}`")
     base = _model(found.get("base_model"))
     if found.get("models"):
-        parts = tuple(_part(m, "models") for m in found["models"])
+        parts = tuple(_part(m) for m in found["models"])
         if base and base not in [p.model for p in parts]:
             parts = (*parts, Part(base))
         slices: tuple[Slice, ...] = (Slice(parts),)
     else:
         slices = tuple(_slice(s) for s in found["slices"])
-    own = found.get("qwench") or {}
-    return Recipe(
+    fold = (found.get("qwench") or {}).get("fold")
+    made = Recipe(
         found["merge_method"],
         slices,
         base,
-        found.get("parameters") or {},
-        found.get("dtype"),
-        found.get("out_dtype"),
+        _parameters(found),
+        _dtype(found, "dtype"),
+        _dtype(found, "out_dtype"),
         _tokenizer(found, base),
-        own.get("fold"),
+        fold,
     )
+    if made.tokenizer and made.tokenizer not in made.models:
+        raise QwenchError(f"the tokenizer is of none of the models merged: `{made.tokenizer}`", "name one of them")
+    weights = [p.parameters.get("weight", 1.0) for s in slices for p in s.parts] if fold else []
+    if odd := [w for w in weights if not number(0).fits(w)]:
+        raise QwenchError(f"a fold takes one number as the weight of each model, and not `{shown(odd[0])}`", HINT)
+    return made
 
 
-def _tokenizer(found: dict[str, Any], base: str | None) -> str | None:
+def _dtype(found: Fields, key: str) -> str | None:
+    """mergekit's names, with `torch.` in front or not."""
+    name = found.get(key)
+    name = name.removeprefix("torch.") if name else None
+    if name not in (None, "auto", *FLOATS):
+        raise unfit(found.file, key, one_of(*FLOATS), found[key], HINT)
+    return None if name == "auto" else name
+
+
+def _parameters(found: Fields) -> Parameters:
+    """Values that are numbers, texts or flags, gradients of them, and conditions on the tensor's name."""
+    parameters = found.get("parameters") or {}
+    for name, value in parameters.items():
+        if not isinstance(name, str) or (value is not None and not is_setting(value)):
+            kind = Kind("a number, a gradient [0, 0.5, 1] or a list of filter and value", is_setting)
+            raise unfit(found.file, f"{found.at}parameters.{name}", kind, value, HINT)
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _tokenizer(found: Fields, base: str | None) -> str | None:
     wanted = found.get("tokenizer_source")
     if (more := found.get("tokenizer")) is not None:
         if extra := [k for k in more if k != "source"]:
             raise QwenchError(f"the recipe sets tokenizer.{extra[0]}, which is not supported", "give tokenizer.source")
         wanted = more.get("source")
+        if isinstance(wanted, dict):
+            wanted = wanted.get("model", wanted)
     if wanted == "union":
         raise QwenchError(
             "tokenizer_source: union is not supported", "give the models one vocabulary first, or use base or a model"
@@ -132,37 +181,45 @@ def _tokenizer(found: dict[str, Any], base: str | None) -> str | None:
 
 
 def _model(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
+    """A model's name, `model+adapter` with a LoRA; None stays."""
+    if value is None or NAME.fits(value):
         return value
-    try:
-        model = value["model"]["path"] if isinstance(value["model"], dict) else value["model"]
-        lora = value.get("lora")
-        return model if lora is None else f"{model}+{lora['path'] if isinstance(lora, dict) else lora}"
-    except (KeyError, TypeError) as error:
-        raise QwenchError(f"the recipe names a model in a way that is not understood: `{value}`") from error
+    if isinstance(value, dict) and set(value) <= {"model", "lora"}:
+        model, lora = (_path(value.get(key)) for key in ("model", "lora"))
+        if model and (lora or value.get("lora") is None):
+            return f"{model}+{lora}" if lora else model
+    raise QwenchError(
+        f"the recipe names a model in a way that is not understood: `{json.dumps(value, default=str)[:100]}`",
+        "write model: NAME or model: NAME+ADAPTER",
+    )
 
 
-def _part(value: Any, where: str) -> Part:
-    if not isinstance(value, dict) or "model" not in value:
-        raise QwenchError(f"an entry of `{where}` names no model", "write - model: NAME")
-    if unknown := [k for k in value if k not in ("model", "parameters", "layer_range")]:
-        raise QwenchError(f"an entry of `{where}` has a key that is not supported: `{unknown[0]}`")
+def _path(value: Any) -> str | None:
+    """The name in a string or in mergekit's {path: NAME}; None for anything else, such as one with a revision."""
+    if isinstance(value, dict) and set(value) == {"path"}:
+        value = value["path"]
+    return value if NAME.fits(value) else None
+
+
+def _part(value: Fields) -> Part:
+    if unknown := [k for k in value if k not in PART]:
+        raise QwenchError(f"`{value.file}`: a key is not supported: `{value.at}{unknown[0]}`", HINT)
+    name = _model(value["model"])
     layers = value.get("layer_range")
-    fits = isinstance(layers, list) and len(layers) == 2 and all(isinstance(n, int) for n in layers)
-    if layers is not None and not (fits and 0 <= layers[0] < layers[1]):
+    if layers is not None and not (len(layers) == 2 and layers[0] < layers[1]):
         raise QwenchError(f"not a layer_range: `{layers}`", "write [first, end]")
-    return Part(_model(value["model"]) or "", tuple(layers) if layers else None, value.get("parameters") or {})
+    return Part(name, tuple(layers) if layers else None, _parameters(value))
 
 
-def _slice(value: Any) -> Slice:
-    if not isinstance(value, dict) or not value.get("sources"):
-        raise QwenchError("an entry of `slices` has no sources")
-    if unknown := [k for k in value if k not in ("sources", "parameters", "base_model")]:
-        raise QwenchError(f"an entry of `slices` has a key that is not supported: `{unknown[0]}`")
-    parts = tuple(_part(p, "sources") for p in value["sources"])
+def _slice(value: Fields) -> Slice:
+    if not value.get("sources"):
+        raise QwenchError("an entry of `slices` has no sources", HINT)
+    if unknown := [k for k in value if k not in SLICE]:
+        raise QwenchError(f"an entry of `slices` has a key that is not supported: `{unknown[0]}`", HINT)
+    parts = tuple(_part(p) for p in value["sources"])
     if missing := [p for p in parts if p.layers is None]:
-        raise QwenchError(f"a source of a slice has no layer_range: `{missing[0].model}`")
-    return Slice(parts, value.get("parameters") or {}, _model(value.get("base_model")))
+        raise QwenchError(f"a source of a slice has no layer_range: `{missing[0].model}`", "write [first, end]")
+    return Slice(parts, _parameters(value), _model(value.get("base_model")))
 
 
 def to_yaml(recipe: Recipe, out_dtype: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -45,6 +46,21 @@ def parse_setting(text: str) -> Setting:
     rest = [{"value": parse_setting(v)} for k, v in found if k in ("*", "rest")]
     parts = [{"filter": GROUPS.get(k, k), "value": parse_setting(v)} for k, v in found if k not in ("*", "rest")]
     return [*parts, *rest]
+
+
+def is_setting(value: Any) -> bool:
+    """A value of mergekit's YAML that `evaluate` can read: nothing else is in it, and no infinity."""
+    if isinstance(value, dict):
+        filtered = value.get("filter") is None or isinstance(value["filter"], str)
+        return set(value) <= {"filter", "value"} and filtered and is_setting(value.get("value"))
+    if isinstance(value, list):
+        conditions = [e for e in value if isinstance(e, dict)]
+        if conditions and len(conditions) < len(value):
+            return False
+        return bool(value) and all(is_setting(e) and not isinstance(e, list) for e in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | bool) or (isinstance(value, int) and abs(value) < 1 << 63)
 
 
 def evaluate(setting: Setting, name: str, at: float) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..checkpoint.sidecars import read_json
+from ..checkpoint.sidecars import modules_of, read_json
 from ..text.prompts import EMBED_DEFAULT_TASK, embed_query_prompt
 
 POOLINGS = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
@@ -110,7 +110,7 @@ def _has_own_head(config: dict[str, Any]) -> bool:
 
 def _from_modules(folder: Path) -> Layout:
     pooling, normalize, dense = None, False, []
-    for module in read_json(folder / "modules.json"):
+    for module in modules_of(folder):
         kind, path = module["type"].rsplit(".", 1)[-1], folder / module.get("path", "")
         if kind == "Transformer":
             if path != folder:

@@ -21,7 +21,7 @@ def pretrained(auto: str, folder: Path, **options: Any) -> Any:
 
     Raises:
         QwenchError: it would need Python code that lies in the folder.
-        ValueError, OSError, ...: as transformers.
+        QwenchError: transformers cannot; its own first line is told.
     """
     import transformers
 
@@ -30,9 +30,10 @@ def pretrained(auto: str, folder: Path, **options: Any) -> Any:
     try:
         # Left open, transformers asks on stdout and takes an answer from stdin, which here are data.
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-    except ValueError as error:
+    except Exception as error:  # configs are checked deep inside, by whatever meets a value first
         if "trust_remote_code" not in str(error):
-            raise
+            line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise QwenchError(f"transformers cannot load the model ({line}): `{folder}`") from error
         raise QwenchError(
             f"the model needs Python code that comes with it (auto_map), and qwench never runs a model's "
             f"code: `{folder}`",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import QwenchError
+from ..base.fields import decoded
 from ..checkpoint.sidecars import read_json
 from ..text.prompts import RERANK_DEFAULT_INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX
 
@@ -72,7 +73,7 @@ def read_template(folder: Path) -> RerankTemplate:
 def _source(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text("utf-8")
+        return decoded(file.read_bytes(), str(file))
     template = read_json(folder / "tokenizer_config.json", {}).get("chat_template")
     return template if isinstance(template, str) else None
 
@@ -86,7 +87,7 @@ def _rendered(folder: Path, source: str) -> str:
         # trim_blocks and lstrip_blocks are what transformers renders chat templates with.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         return environment.from_string(source).render(messages=messages, add_generation_prompt=True)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
         raise QwenchError(
             f"the chat template cannot be rendered ({error}): `{folder}`", "take the model's own template"
         ) from error

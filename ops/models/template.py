@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.fields import decoded
+from ..checkpoint.sidecars import json_of
 
 Message = dict[str, Any]
 
@@ -40,7 +42,7 @@ class ChatTemplate:
         }
         try:
             self._template = room.from_string(source)
-        except TemplateError as error:
+        except (TemplateError, RecursionError) as error:
             raise QwenchError(
                 f"the chat template cannot be read ({error})",
                 "mend it, or copy that of the original checkpoint: tokenizer_config.json or chat_template.jinja",
@@ -49,10 +51,7 @@ class ChatTemplate:
     @classmethod
     def read(cls, files: dict[str, bytes]) -> ChatTemplate:
         """From chat_template.jinja, else from tokenizer_config.json."""
-        try:
-            config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        except ValueError as error:
-            raise QwenchError("tokenizer_config.json is not JSON", "download the model again") from error
+        config = json_of(files.get("tokenizer_config.json", b"{}"), "tokenizer_config.json")
         specials = {}
         for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
             value = config.get(name)
@@ -61,7 +60,7 @@ class ChatTemplate:
         if isinstance(source, list):
             source = next((t["template"] for t in source if t.get("name") == "default"), None)
         if "chat_template.jinja" in files:
-            source = files["chat_template.jinja"].decode("utf-8")
+            source = decoded(files["chat_template.jinja"], "chat_template.jinja")
         return cls(source, specials)
 
     def render(self, messages: list[Message], *, thinking: bool | None = None) -> tuple[str, str]:
@@ -84,7 +83,7 @@ class ChatTemplate:
                 self._template.render(messages=messages, add_generation_prompt=add, **self.specials, **extra)
                 for add in (True, False)
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
             raise QwenchError(f"the chat template refuses these messages: {error}", "see its roles") from error
         return whole, whole[len(bare) :] if whole.startswith(bare) else ""
 

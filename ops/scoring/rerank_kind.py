@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..checkpoint.sidecars import read_json
+from ..checkpoint.sidecars import modules_of
 from ..models.device import Choice
 from ..models.layouts import DECODERS
 
@@ -25,7 +25,7 @@ def decide_kind(folder: Path, config: dict[str, Any], asked: str = "auto") -> Ch
         if asked not in KINDS:
             raise QwenchError(f"unknown kind of reranker: `{asked}`", f"use auto, {', '.join(KINDS)}", code=2)
         return Choice(asked, "as asked")
-    modules = [m.get("type", "").rsplit(".", 1)[-1] for m in read_json(folder / "modules.json", [])]
+    modules = [m.get("type", "").rsplit(".", 1)[-1] for m in modules_of(folder)]
     if "Pooling" in modules:
         raise QwenchError(f"an embedding model (its modules.json pools vectors), not a reranker: `{folder}`", HINT)
     names = config.get("architectures") or []
@@ -55,7 +55,7 @@ def label_count(config: dict[str, Any]) -> int:
 
 def positive_label(config: dict[str, Any]) -> int:
     """Which of two labels means relevant: the one called yes, relevant, true or entailment, else the second."""
-    names = {str(v).lower(): int(k) for k, v in (config.get("id2label") or {}).items()}
+    names = {str(v).lower(): int(k) for k, v in (config.get("id2label") or {}).items() if str(k) in ("0", "1")}
     return next((names[n] for n in ("yes", "relevant", "true", "entailment", "label_1") if n in names), 1)
 
 

@@ -99,8 +99,8 @@ def target_of(predict: str) -> tuple[Shape | None, float | None, str]:
 
 def _config(path: Path) -> dict[str, Any]:
     """The config of a folder, a config.json or a .gguf."""
-    from .checkpoint.reader import Source
-    from .checkpoint.sidecars import read_json
+    from ..checkpoint.reader import Source
+    from ..checkpoint.sidecars import read_json
 
     if path.suffix == ".gguf":
         return Source(path).config()
@@ -123,7 +123,7 @@ def roof_of(options: LawOptions) -> Iterator[Event]:
         if options.device.lower() in TABLE or options.device.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
             roof = known(options.device)
         else:
-            from .models.device import pick_device, pick_dtype
+            from ..models.device import pick_device, pick_dtype
 
             device = pick_device(options.device).value
             yield Started("measuring")

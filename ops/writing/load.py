@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..base.errors import QwenchError
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.reader import Source
+from ..checkpoint.sidecars import json_of
 from ..kernels.choose import pick_kernels
 from ..models.device import Choice, pick_device
 from ..models.hub import Checkpoint
@@ -66,6 +66,8 @@ def load_causal(
         QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
     """
     source = Source(checkpoint.path)
+    # The head of a GGUF file is parsed once.
+    checkpoint = replace(checkpoint, reader=checkpoint.reader or source.reader)
     parallel = source.config()
     config = base_config(parallel)
     if streams > 1 and config is parallel:
@@ -115,7 +117,8 @@ def _slower(source: Source, config: dict[str, Any], kernels: str) -> str | None:
 
 def _ends(config: dict[str, Any], files: dict[str, bytes], tokenizer: TextTokenizer) -> list[int]:
     """eos of the generation config, else of the config, and the end-of-turn token of ChatML."""
-    said = json.loads(files.get("generation_config.json", b"{}")).get("eos_token_id", config.get("eos_token_id"))
+    own = json_of(files.get("generation_config.json", b"{}"), "generation_config.json")
+    said = own.get("eos_token_id", config.get("eos_token_id"))
     found = said if isinstance(said, list) else [] if said is None else [said]
     extra = tokenizer.token_id("<|im_end|>")
     return sorted({*found, *([] if extra is None else [extra])})

@@ -137,6 +137,6 @@ def test_what_gates_do_not_fit_is_refused(tmp_path: Path) -> None:
         run(tiny.minilm(), tmp_path / "out", gate="headwise")
     shutil.copytree(src, tmp_path / "odd")
     config = json.loads((src / "config.json").read_text())
-    (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 3}))
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 6}))
     with pytest.raises(QwenchError, match="fits no kind of gate"):
         run(tmp_path / "odd", tmp_path / "out", gate="headwise")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ...base.fields import Fields
+from ...checkpoint.schemas import ROPE, fields_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -13,7 +16,8 @@ KINDS = ("default", "linear", "llama3", "yarn")
 
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """Rotary settings of either spelling: `rope_parameters` (transformers 5) or rope_theta and rope_scaling (4)."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    config = fields_of(config, "config.json")
+    rope = (config.get("rope_parameters") or config.get("rope_scaling") or Fields({}, "config.json", ROPE)).copy()
     rope.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
     if "type" in rope:
         rope.setdefault("rope_type", rope.pop("type"))
