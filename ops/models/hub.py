@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +17,9 @@ from typing import Any
 from ..base.errors import QwenchError
 from ..base.paths import local
 from ..checkpoint.reader import Reader, Source
+from ..checkpoint.sidecars import read_json
 from ..checkpoint.tensors import CODES, TensorInfo
+from .hub_errors import hub_error
 
 #: short name -> (distribution that carries the weights, file that marks the model, what it is)
 PACKAGED = {
@@ -104,8 +105,8 @@ def remote_headers(name: str, revision: str | None = None) -> tuple[dict[str, An
         return None
     try:
         found = hub.get_safetensors_metadata(name, revision=revision)
-        config = json.loads(Path(hub.hf_hub_download(name, "config.json", revision=revision)).read_text("utf-8"))
-    except (hub.errors.NotASafetensorsRepoError, hub.errors.SafetensorsParsingError, OSError, ValueError):
+        config = read_json(Path(hub.hf_hub_download(name, "config.json", revision=revision)))
+    except Exception:  # no safetensors, no network, no leave: what the download says of it is told
         return None
     tensors = {}
     for file, metadata in found.files_metadata.items():
@@ -163,7 +164,6 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Checkpoint:
         # Read by huggingface_hub when it is first imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
     try:
@@ -172,22 +172,8 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Checkpoint:
                 name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIP, local_files_only=offline
             )
         )
-    except hub.GatedRepoError as error:
-        raise QwenchError(
-            f"the model is gated: `{name}`", "accept its terms on the hub, then `hf auth login`"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise QwenchError(f"`{name}` has no revision: `{revision}`", "leave out --revision for the newest") from error
-    except hub.RepositoryNotFoundError as error:
-        raise QwenchError(f"the hub has no such model, or it is private: `{name}`", "check the spelling") from error
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
-        raise QwenchError(
-            f"the model is not in the local cache and the hub cannot be reached: `{name}`",
-            f"run `hf download {name}` while online, or name a local folder",
-        ) from error
-    except (hub.HfHubHTTPError, OSError) as error:
-        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise QwenchError(f"the download of `{name}` failed: {line}", "run the same command to go on") from error
+    except Exception as error:  # the hub library, its HTTP client and the system below them
+        raise hub_error(name, revision, error) from error
     return Checkpoint(name, folder, "hub", folder.name)
 
 
@@ -235,10 +221,10 @@ def kind_of(path: Path) -> str:
     if (path / "modules.json").is_file():
         return "embedding"
     try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        config = read_json(path / "config.json")
+        architecture = (config.get("architectures") or [""])[0]
+    except QwenchError:
         return "unknown"
-    architecture = (config.get("architectures") or [""])[0]
     for ending, kind in (("ForSequenceClassification", "cross-encoder"), ("ForCausalLM", "causal-lm")):
         if architecture.endswith(ending):
             return kind
