@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import QwenchError
-from .fields import parse_toml
+from .parse import parse_toml
 
 
 def folder(kind: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
-from ..base.fields import decoded
+from ..base.parse import decoded
 from .cast import EXACT, PIECE, Losses
 from .gguf_arch import PERMUTED, POOLING, gguf_name, settings_of
 from .gguf_blocks import BLOCKS, PLAIN, encode
@@ -104,7 +104,11 @@ def _output(name: str, parts: list[Output], stacked: bool, dtype: str, notes: li
     if any(p.shape != first.shape for p in parts):
         raise QwenchError(f"experts of different shapes cannot be stacked: `{first.name}`")
     shape = (len(parts), *first.shape) if stacked else first.shape
+    if name == "cls.output.weight" and len(shape) != 2:
+        raise QwenchError(f"`{first.name}` is no matrix but of shape {list(shape)}")
     kind = _kind(name, first, dtype, notes)
+    if heads and (not shape or not shape[0] or shape[0] % (2 * heads)):
+        raise QwenchError(f"`{first.name}` is of shape {list(shape)}, which is not of {heads} heads")
     if name == "cls.output.weight" and shape[0] == 1:
         # llama.cpp takes a softmax over (yes, no): with a row of zeros for no it is the sigmoid of the score.
         shape = (2, *shape[1:])

@@ -81,6 +81,7 @@ class Plan:
         copies: relative paths of side files taken as they are.
         left: what is in the source folder and not taken along.
         notes: what the user should know.
+        metadata: what safetensors files say of themselves.
     """
 
     outputs: list[Output]
@@ -90,6 +91,7 @@ class Plan:
     copies: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -142,7 +144,8 @@ class Plan:
     def fingerprint(self, source: str) -> str:
         """Hash of what will be written and of `source`, a description of the input; a resumed run compares it."""
         side = {n: None if v is None else hashlib.sha256(v).hexdigest() for n, v in self.side.items()}
-        text = json.dumps([source, self.to_dict(), side, [s.said for s in self.shards]], sort_keys=True)
+        said = [s.said for s in self.shards]
+        text = json.dumps([source, self.to_dict(), side, said, self.metadata], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

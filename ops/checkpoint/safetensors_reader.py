@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
 from ..base.fields import AGAIN as AGAIN
-from ..base.fields import TEXT, json_value, listed, mapped, shown, whole
+from ..base.fields import TEXT, listed, mapped, shown, whole
+from ..base.parse import json_value
 from .tensors import CODES, TensorInfo, torch_dtype
 
 if TYPE_CHECKING:

@@ -5,20 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from ..base.fields import (
-    AGAIN,
-    FLAG,
-    TEXT,
-    Kind,
-    either,
-    fielded,
-    listed,
-    mapped,
-    number,
-    table,
-    unfit,
-    whole,
-)
+from ..base.fields import AGAIN, FLAG, TEXT, Kind, either, fielded, listed, mapped, number, table, unfit, whole
 
 WIDTH = whole(1)
 #: a token; some configs say -1 for none

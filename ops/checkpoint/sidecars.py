@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
-from ..base.fields import AGAIN, parse_json
+from ..base.fields import AGAIN
+from ..base.parse import parse_json
 from .schemas import fields_of
 from .tensors import NO_WEIGHTS, WEIGHT_SUFFIXES
 

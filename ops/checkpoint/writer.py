@@ -29,9 +29,9 @@ SYNC_BYTES = 256 << 20
 TELL_BYTES = 8 << 20
 
 
-def header_of(shard: Shard) -> tuple[bytes, dict[str, int]]:
+def header_of(shard: Shard, metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:
     """(header with its length in front, name -> first byte in the file) of a safetensors shard."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": metadata | {"format": "pt"}}
     at, starts = 0, {}
     for o in shard.outputs:
         entries[o.name] = {"dtype": NAMES[o.dtype][0], "shape": list(o.shape), "data_offsets": [at, at + o.nbytes]}
@@ -74,16 +74,21 @@ def write_tensors(
     """
     for shard in plan.shards:
         if shard.file.endswith((".safetensors", ".gguf")):
-            yield from _placed(shard, staging, losses, threads, release)
+            yield from _placed(shard, plan.metadata, staging, losses, threads, release)
         else:
             yield from _torch(shard, staging, losses)
 
 
 def _placed(
-    shard: Shard, staging: Staging, losses: Losses, threads: int, release: Callable[[str], None]
+    shard: Shard,
+    metadata: dict[str, str],
+    staging: Staging,
+    losses: Losses,
+    threads: int,
+    release: Callable[[str], None],
 ) -> Iterator[int]:
     """Files whose header says where each tensor's bytes belong."""
-    head, starts = place(shard) if shard.said else header_of(shard)
+    head, starts = place(shard) if shard.said else header_of(shard, metadata)
     end = max((starts[o.name] + o.nbytes for o in shard.outputs), default=len(head))
     there = (staging.part / shard.file).is_file()  # the journal is of no use without it
     todo = [o for o in shard.outputs if not (there and o.name in staging.done)]

@@ -83,6 +83,10 @@ def plan_conversion(source: Source, options: ConvertOptions) -> Plan:
     dtype = None if options.dtype == "auto" or to == "gguf" else options.dtype
     if isinstance(source.reader, GgufReader):
         dtype = _from_gguf(source, source.reader, plan, options, dtype)
+    if source.reader.format == "safetensors":
+        plan.metadata = {k: v for k, v in source.reader.metadata.items() if k != "format"}
+        if plan.metadata and to != "safetensors":
+            plan.notes.append(f"left behind with the .safetensors files: their metadata ({', '.join(plan.metadata)})")
     plan.outputs = [_output(source, info, options, dtype) for info in source.infos.values()]
     if options.head:
         config = _headed(source, config, plan, options, dtype)

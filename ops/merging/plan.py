@@ -68,6 +68,7 @@ def plan_merge(recipe: Recipe, options: MergeOptions, opened: Mapping[str, Input
     soft = _fitting(first, others, sliced, options)
     ledger = Ledger(parse_size(options.memory))
     plan = Plan([], notes=[*first.plan.notes, *soft, *notes(first, others)])
+    plan.metadata = dict(first.plan.metadata)
     made = MergePlan(recipe, inputs, plan, ledger, "")
     made.where = {f"{i.model}: {n}": (i, n) for i in inputs.values() for n in i.source.infos}
     used = _tensors(made, method, first, options.seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.fields import TEXT, Fields, Kind, either, listed, number, one_of, parse_yaml, shown, table, unfit, whole
+from ..base.parse import parse_yaml
 from ..base.paths import local
 from ..checkpoint.tensors import FLOATS
 from .settings import Setting, is_setting

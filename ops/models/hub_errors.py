@@ -53,7 +53,10 @@ STATUS = {
     403: ("the hub does not let you have `{name}`", "ask its owner, or `hf auth login` with another token"),
     404: ("the hub's copy of `{name}` lacks a file", "check the name and the revision"),
     407: ("the proxy wants a password to fetch `{name}`", "put it into HTTPS_PROXY"),
-    429: ("the hub has had too many requests to give `{name}` now", "wait some minutes; `hf auth login` raises the limit"),
+    429: (
+        "the hub has had too many requests to give `{name}` now",
+        "wait some minutes; `hf auth login` raises the limit",
+    ),
     500: ("the hub has trouble of its own (HTTP {status}) with `{name}`", _LATER),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import QwenchError
-from ..base.fields import decoded
+from ..base.parse import decoded
 from ..checkpoint.sidecars import read_json
 from ..text.prompts import RERANK_DEFAULT_INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..base.fields import decoded
+from ..base.parse import decoded
 from ..checkpoint.sidecars import json_of
 
 Message = dict[str, Any]

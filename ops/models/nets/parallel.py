@@ -6,12 +6,12 @@ and joined with what they say themselves by log-sum-exp; nothing of it is copied
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import QwenchError
 from ...checkpoint.safetensors_reader import SafetensorsReader
+from ...checkpoint.sidecars import json_of
 from ...kernels.choose import EAGER, Kernels
 from ...kernels.parscale import stream_major
 from .causal import CausalDecoder
@@ -72,7 +72,7 @@ def choose_streams(folder: Path, config: dict[str, Any], weights: Weights, strea
             f"the checkpoint has no {wanted} streams: `{folder}`", f"it has {', '.join(map(str, there))}, and 1"
         )
     reader = SafetensorsReader([file])
-    said = json.loads(reader.metadata.get("parscale", "{}"))
+    said = json_of(reader.metadata.get("parscale", "{}"), file / "config.json")
     if said.get("parscale_n") != wanted:
         raise QwenchError(f"no adapter of {wanted} streams: `{file}`", "copy it again")
     tensors = {name.removeprefix("model."): reader.load(name) for name in reader.infos}
