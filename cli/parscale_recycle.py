@@ -98,18 +98,16 @@ def parscale_recycle(
 
 def _from_file(ctx: typer.Context, path: Path, known: dict[str, Any]) -> dict[str, Any]:
     """Options of a TOML file that no flag gives."""
-    import tomllib
-
     from ..ops.base.errors import QwenchError
+    from ..ops.base.parse import parse_toml
     from ..ops.base.paths import local
 
     local(path, "the file of options")
     try:
-        found = {k.replace("-", "_"): v for k, v in tomllib.loads(path.read_text("utf-8")).items()}
-    except (OSError, ValueError) as error:
-        raise QwenchError(
-            f"the file of options cannot be read ({error}): `{path}`", "write TOML: lr = 0.001"
-        ) from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise QwenchError(f"the file of options cannot be read ({error.strerror}): `{path}`") from error
+    found = {k.replace("-", "_"): v for k, v in parse_toml(data, str(path), "write TOML: lr = 0.001").items()}
     if unknown := sorted(set(found) - set(known)):
         raise QwenchError(f"no such option: `{unknown[0]}` in `{path}`", f"known: {', '.join(sorted(known))}", 2)
     for name in ("data", "eval_data", "include", "exclude"):

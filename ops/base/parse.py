@@ -93,8 +93,14 @@ def parse_yaml(data: bytes, file: str, hint: str | None = None) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        found = yaml.load(decoded(data, file, hint), Loader)
-        deep = too_deep(found, MOST_YAML)
+        text, depth, deep = decoded(data, file, hint), 0, False
+        # The parser gives one event at a time; the composer behind it is recursive, and slow before it fails.
+        for event in yaml.parse(text, Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if deep := depth > DEEPEST:
+                break
+        found = None if deep else yaml.load(text, Loader)
+        deep = deep or too_deep(found, MOST_YAML)
     except QwenchError:
         raise
     except RecursionError:

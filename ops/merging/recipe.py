@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..base.fields import TEXT, Fields, Kind, either, listed, number, one_of, parse_yaml, shown, table, unfit, whole
+from ..base.fields import TEXT, Fields, Kind, either, listed, number, one_of, shown, table, unfit, whole
 from ..base.parse import parse_yaml
 from ..base.paths import local
 from ..checkpoint.tensors import FLOATS
