@@ -17,6 +17,7 @@ from .base.errors import QwenchError
 from .base.events import Advanced, Events, Finished, Kept, Produced, Started, Warned
 from .base.paths import local
 from .kernels.choose import prepared
+from .scoring.embedder import unit
 from .scoring.session import Counts, EmbedOptions, Reuse, Session, row_of, survey, windows
 from .text.feed import Entry, Feed
 
@@ -137,7 +138,7 @@ def answer(
     yield from prepared(options.settings.runtime)
     session = Session(options)
     yield from session.choices()
-    wanted = session.model.embed(session.model.query_ids([query], session.query_prompt))[0]
+    wanted = unit(session.model.embed(session.model.query_ids([query], session.query_prompt))[0])
     best: list[tuple[float, int, Entry]] = []
     serial = 0
     for item in windows(session, session.feed(found, stdin), size, counts, Reuse()):
@@ -146,7 +147,7 @@ def answer(
             continue
         for entry, vector in zip(*item, strict=True):
             serial += 1
-            heapq.heappush(best, (float(vector @ wanted), -serial, entry))
+            heapq.heappush(best, (float(unit(vector) @ wanted), -serial, entry))
             if len(best) > k:
                 heapq.heappop(best)
     for rank, (score, _, entry) in enumerate(sorted(best, reverse=True), 1):

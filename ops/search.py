@@ -62,6 +62,7 @@ def search(options: SearchOptions) -> Events:
         QwenchError: no such index, another model than the index was made with, bad filter.
     """
     from .index.query import open_for_search
+    from .scoring.embedder import unit
 
     if not options.query.strip():
         raise QwenchError("the query is empty", "give a question or a few words", code=2)
@@ -76,7 +77,7 @@ def search(options: SearchOptions) -> Events:
     prompt = index.fingerprint.prompt_query
     if options.task is not None:
         prompt = model.layout.prompt("query", options.task)
-    vector = model.embed(model.query_ids([options.query], prompt))[0]
+    vector = unit(model.embed(model.query_ids([options.query], prompt))[0])
     yield Started("search", None, "")
     hits = index.search(
         vector,
@@ -128,7 +129,7 @@ def load_for(fingerprint: Fingerprint, options: SearchOptions) -> Embedder:
     name = options.model or fingerprint.model
     revision = fingerprint.revision if fingerprint.model_kind == "hub" and name == fingerprint.model else None
     checkpoint = resolve(name, revision, options.runtime.offline)
-    if checkpoint.revision != fingerprint.revision:
+    if fingerprint.revision not in (checkpoint.revision, checkpoint.former):
         raise QwenchError(
             f"the index was made with `{fingerprint.model}` at revision `{fingerprint.revision}`, and "
             f"`{name}` is now at `{checkpoint.revision}`: `{options.index}`",
@@ -142,7 +143,14 @@ def load_for(fingerprint: Fingerprint, options: SearchOptions) -> Embedder:
         max_tokens=fingerprint.max_tokens,
         runtime=runtime,
     )
-    return Embedder(checkpoint, settings)
+    model = Embedder(checkpoint, settings)
+    if (made := model.describe()["pooling"]) != fingerprint.pooling:
+        raise QwenchError(
+            f"the index was made by an earlier version, which read this model otherwise (pooling was "
+            f"`{fingerprint.pooling}`, is `{made}`): `{options.index}`",
+            "embed again with --rebuild",
+        )
+    return model
 
 
 def _index_dtype(fingerprint: Fingerprint) -> str:
@@ -152,10 +160,12 @@ def _index_dtype(fingerprint: Fingerprint) -> str:
 
 def _mark(model: Embedder, vector: Any, hits: list[dict[str, Any]]) -> None:
     """Add `best_start` and `best_end`, the span of the sentence nearest to the query, to each hit."""
+    from .scoring.embedder import unit
+
     spans = [(hit, span) for hit in hits for span in sentence_spans(hit["text"])]
     limit = model.content_limit()
     contents = model.tokenizer.ids([hit["text"][a:b] for hit, (a, b) in spans])
-    scores = model.embed([model.tokenizer.wrap(ids[:limit]) for ids in contents]) @ vector if spans else []
+    scores = unit(model.embed([model.tokenizer.wrap(ids[:limit]) for ids in contents])) @ vector if spans else []
     best: dict[int, float] = {}
     for (hit, (start, stop)), score in zip(spans, scores, strict=True):
         if score > best.get(id(hit), -2.0):

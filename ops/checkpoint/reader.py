@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..base.errors import QwenchError
 from .gguf_reader import GgufReader
 from .safetensors_reader import AGAIN, SafetensorsReader
-from .sidecars import inside, read_json
+from .sidecars import adapter_alone, inside, modules_of, read_json
 from .tensors import WEIGHT_SUFFIXES, TensorInfo
 from .torch_reader import TorchReader
 
@@ -83,6 +83,13 @@ class Source:
                 return reader([self.folder / single])
             if (self.folder / index).is_file():
                 return self._indexed(self.folder / index, reader)
+        if error := adapter_alone(self.folder):
+            raise error
+        if inner := self._inner():
+            raise QwenchError(
+                f"the weights are not in the model folder itself, but in a sub-folder: `{self.folder}`",
+                f"give the sub-folder: {inner}",
+            )
         others = sorted(p.name for p in self.folder.glob("*") if p.suffix in WEIGHT_SUFFIXES)
         if others:
             raise QwenchError(
@@ -92,6 +99,14 @@ class Source:
         raise QwenchError(
             f"no model.safetensors in the model folder: `{self.folder}`", "check the folder, or its download"
         )
+
+    def _inner(self) -> Path | None:
+        """The sub-folder that modules.json names for the encoder, where it holds weights."""
+        for module in modules_of(self.folder):
+            place = self.folder / (module.get("path") or ".")
+            if place != self.folder and any((place / name).is_file() for row in FORMATS for name in row[:2]):
+                return place
+        return None
 
     def _indexed(self, index: Path, kind: type[SafetensorsReader] | type[TorchReader]) -> Reader:
         wanted: dict[str, str] = read_json(index)["weight_map"]

@@ -12,6 +12,7 @@ from ..base.errors import QwenchError
 from ..base.fields import AGAIN as AGAIN
 from ..base.fields import TEXT, listed, mapped, shown, whole
 from ..base.parse import json_value
+from .impostors import impostor
 from .tensors import CODES, TensorInfo, torch_dtype
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 def damaged(path: Path, reason: str) -> QwenchError:
     """The error for a file that cannot be what its name says."""
-    return QwenchError(f"the weight file is damaged ({reason}): `{path}`", AGAIN)
+    return impostor(path) or QwenchError(f"the weight file is damaged ({reason}): `{path}`", AGAIN)
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:

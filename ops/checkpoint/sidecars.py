@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import QwenchError
 from ..base.fields import AGAIN
 from ..base.parse import parse_json
+from .impostors import impostor
 from .schemas import fields_of
 from .tensors import NO_WEIGHTS, WEIGHT_SUFFIXES
 
@@ -71,7 +72,12 @@ def read_json(path: Path, default: Any = None) -> Any:
         return fields_of(default, path)
     except OSError as error:
         raise QwenchError(f"cannot be read ({error.strerror}): `{path}`", AGAIN) from error
-    return json_of(data, path)
+    try:
+        return json_of(data, path)
+    except QwenchError as error:
+        if odd := impostor(path):
+            raise odd from error
+        raise
 
 
 def json_of(data: bytes | str, file: Path | str) -> Any:
@@ -100,6 +106,18 @@ def modules_of(folder: Path) -> list[dict[str, Any]]:
 def inside(path: str) -> bool:
     """A relative path that does not climb out of its folder."""
     return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts and "\0" not in path
+
+
+def adapter_alone(folder: Path) -> QwenchError | None:
+    """The error for a folder that holds an adapter, with or without weights beside it; None for a model's own."""
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    config = read_json(folder / "adapter_config.json")
+    base = str(config.get("base_model_name_or_path") or "BASE") if isinstance(config, dict) else "BASE"
+    return QwenchError(
+        f"the folder holds an adapter (adapter_config.json), to be put into `{base}`: `{folder}`",
+        f"merge it first: qwench convert {base} MERGED --lora {folder}",
+    )
 
 
 def as_json(value: Any) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
+from .impostors import impostor
 from .safetensors_reader import AGAIN, damaged
 from .tensors import TensorInfo
 
@@ -52,7 +53,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise QwenchError(
+        raise impostor(path) or QwenchError(
             f"the file holds more than tensors, and opening it could run code: `{path}`",
             "get a safetensors version of the model",
         ) from error

@@ -12,7 +12,7 @@ from ..base.errors import QwenchError
 #: key of the fingerprint in Arrow, Parquet and safetensors metadata
 META_KEY = "qwench"
 #: fields that may differ: they name things, and do not change a vector
-LOOSE = ("version", "schema", "model", "model_kind", "prompt_query")
+LOOSE = ("version", "schema", "model", "model_kind", "prompt_query", "former")
 
 
 def tool_version() -> str:
@@ -31,6 +31,7 @@ class Fingerprint:
         model, model_kind, revision: which checkpoint (see `Checkpoint`); the revision is what counts.
         prompt_query, prompt_document: texts put before a query and before what is indexed.
         chunk_tokens, chunk_overlap: 0 where on_long is not `chunk`.
+        former: what earlier versions called the same revision; known at run time alone, never stored.
     """
 
     model: str
@@ -49,10 +50,12 @@ class Fingerprint:
     on_long: str
     version: str = ""
     schema: int = 1
+    former: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with this program's version."""
-        return asdict(self) | {"version": self.version or tool_version()}
+        stored = {name: value for name, value in asdict(self).items() if name != "former"}
+        return stored | {"version": self.version or tool_version()}
 
     def to_json(self) -> str:
         """`to_dict` as one line of JSON."""
@@ -76,7 +79,10 @@ class Fingerprint:
 def differences(old: Fingerprint, new: Fingerprint) -> list[tuple[str, Any, Any]]:
     """(field, old, new) of every field that makes vectors incomparable."""
     pairs = ((f.name, getattr(old, f.name), getattr(new, f.name)) for f in fields(Fingerprint))
-    return [(name, a, b) for name, a, b in pairs if name not in LOOSE and a != b]
+    known = (new.revision, new.former or new.revision)
+    return [
+        (name, a, b) for name, a, b in pairs if name not in LOOSE and a != b and not (name == "revision" and a in known)
+    ]
 
 
 def refuse_other(old: Fingerprint, new: Fingerprint, where: str) -> None:

@@ -5,7 +5,6 @@ A local path never touches the network, and a model is never swapped for another
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import re
@@ -20,6 +19,7 @@ from ..checkpoint.reader import Reader, Source
 from ..checkpoint.sidecars import read_json
 from ..checkpoint.tensors import CODES, TensorInfo
 from .hub_errors import hub_error
+from .revision import former_revision, revision_of, sampled, weights_of
 
 #: short name -> (distribution that carries the weights, file that marks the model, what it is)
 PACKAGED = {
@@ -29,6 +29,8 @@ PACKAGED = {
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 #: what loading needs; other weight formats and exports in the same repository stay where they are
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*"]
+#: and these, for a module that has no other weights
+HUB_BIN = "pytorch_model*.bin"
 HUB_SKIP = ["onnx/*", "openvino/*", "original/*", "*.onnx.json"]
 
 
@@ -40,7 +42,8 @@ class Checkpoint:
         name: as the user gave it.
         path: folder, or .gguf file.
         kind: folder, hub, packaged or gguf.
-        revision: hub commit, package version, or a hash over headers and samples of the weights.
+        revision: hub commit, package version, or a hash over what makes the vectors (see `revision_of`).
+        former: what earlier versions called the same revision, None where that is not known to be the same.
         reader: tensors to take in place of those in `path`.
     """
 
@@ -49,6 +52,7 @@ class Checkpoint:
     kind: str
     revision: str
     reader: Reader | None = None
+    former: str | None = None
 
 
 def resolve(name: str, revision: str | None = None, offline: bool = False) -> Checkpoint:
@@ -64,11 +68,11 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Ch
     """
     path = Path(local(name, "the model")).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return Checkpoint(name, path, "gguf", _sampled_hash([path]))
+        return Checkpoint(name, path, "gguf", sampled([path]))
     if path.is_dir():
         if revision:
             raise QwenchError(f"--revision is for hub ids, and this is a local folder: `{name}`", code=2)
-        return Checkpoint(name, path, "folder", _sampled_hash(_content(path)))
+        return Checkpoint(name, path, "folder", revision_of(path), former=former_revision(path))
     if name in PACKAGED:
         return _packaged(name)
     if path.exists() or name.startswith((".", "/", "~")) or not HUB_ID.fullmatch(name):
@@ -117,28 +121,6 @@ def remote_headers(name: str, revision: str | None = None) -> tuple[dict[str, An
     return config, tensors
 
 
-def _content(folder: Path) -> list[Path]:
-    """The files that decide what a folder computes."""
-    return sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file())
-
-
-def _sampled_hash(paths: list[Path], samples: int = 64, block: int = 4096) -> str:
-    """Hash over names, sizes and evenly spread blocks: a retrained model differs nearly everywhere,
-    so samples tell it apart without reading gigabytes at each start."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            if size <= samples * block:
-                digest.update(file.read())
-                continue
-            for i in range(samples):
-                file.seek((size - block) * i // (samples - 1))
-                digest.update(file.read(block))
-    return digest.hexdigest()
-
-
 def _packaged(name: str) -> Checkpoint:
     distribution, marker, _ = PACKAGED[name]
     try:
@@ -164,17 +146,43 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Checkpoint:
         # Read by huggingface_hub when it is first imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from huggingface_hub import snapshot_download
-
     try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIP, local_files_only=offline
-            )
-        )
+        folder = _snapshot(name, revision, offline, HUB_FILES)
+        if more := [(p / HUB_BIN).relative_to(folder).as_posix() for p in _without_weights(folder)]:
+            folder = _snapshot(name, revision, offline, [*HUB_FILES, *more])
     except Exception as error:  # the hub library, its HTTP client and the system below them
         raise hub_error(name, revision, error) from error
     return Checkpoint(name, folder, "hub", folder.name)
+
+
+def _snapshot(name: str, revision: str | None, offline: bool, files: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            name, revision=revision, allow_patterns=files, ignore_patterns=HUB_SKIP, local_files_only=offline
+        )
+    )
+
+
+def _without_weights(folder: Path) -> list[Path]:
+    """The folder and those of its modules that have weights, where none are there."""
+    places = [folder]
+    if (folder / "modules.json").is_file():
+        listed = _object(folder / "modules.json", list)
+        kinds = [str(m.get("type")).rsplit(".", 1)[-1] if isinstance(m, dict) else "" for m in listed]
+        bare = ("Pooling", "Normalize", "Dropout", "")
+        places = [folder / str(m.get("path") or ".") for m, kind in zip(listed, kinds, strict=True) if kind not in bare]
+    return [p for p in places if not any(weights_of(p).values())]
+
+
+def _object(path: Path, kind: type) -> Any:
+    """A JSON file of that type, an empty one where it is not there or another."""
+    try:
+        found = read_json(path)
+    except QwenchError:
+        return kind()
+    return found if isinstance(found, kind) else kind()
 
 
 def hub_cache() -> Path:
@@ -201,10 +209,14 @@ def usable() -> Iterator[dict[str, Any]]:
     for repo in sorted(hub_cache().glob("models--*")):
         name = repo.name.removeprefix("models--").replace("--", "/")
         for snapshot in sorted((repo / "snapshots").glob("*")):
-            if (snapshot / "config.json").exists():
-                yield {"name": name, "source": "hub", "about": "", "installed": True} | _row(
-                    Checkpoint(name, snapshot, "hub", snapshot.name)
-                )
+            if not any((snapshot / f).exists() for f in ("config.json", "modules.json", "adapter_config.json")):
+                continue
+            row = {"name": name, "source": "hub", "about": ""} | _row(Checkpoint(name, snapshot, "hub", snapshot.name))
+            if row["kind"] == "adapter":
+                hint = "an adapter, to be merged into its base: qwench convert BASE OUT --lora " + row["path"]
+            else:
+                hint = f"its weights are not here: hf download {name}" if _without_weights(snapshot) else None
+            yield row | ({"installed": False, "hint": hint} if hint else {"installed": True})
 
 
 def _row(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -215,17 +227,16 @@ def _row(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def kind_of(path: Path) -> str:
-    """What a checkpoint is, from its own files: gguf, embedding, cross-encoder, causal-lm, or the model_type."""
+    """What a checkpoint is by its files: gguf, adapter, embedding, cross-encoder, causal-lm, or the model_type."""
     if path.is_file():
         return "gguf"
+    if (path / "adapter_config.json").is_file():
+        return "adapter"
+    config = _object(path / "config.json", dict)
+    names = config.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else ""
+    if architecture.endswith("ForSequenceClassification"):
+        return "cross-encoder"
     if (path / "modules.json").is_file():
         return "embedding"
-    try:
-        config = read_json(path / "config.json")
-        architecture = (config.get("architectures") or [""])[0]
-    except QwenchError:
-        return "unknown"
-    for ending, kind in (("ForSequenceClassification", "cross-encoder"), ("ForCausalLM", "causal-lm")):
-        if architecture.endswith(ending):
-            return kind
-    return str(config.get("model_type", "unknown"))
+    return "causal-lm" if architecture.endswith("ForCausalLM") else str(config.get("model_type", "unknown"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
 from ..base.runtime import Runtime
-from ..checkpoint.sidecars import read_json
+from ..checkpoint.sidecars import adapter_alone, read_json
 from ..kernels.choose import bind, pick_kernels
 from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
 from .hub import Checkpoint
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .nets.bert import BertEncoder
     from .nets.decoder import DecoderEncoder
     from .nets.generic import GenericEncoder
+    from .nets.static import StaticEncoder
 
 
 #: takes the weights of a head before the account is closed: (weights, config, dtype, device) -> the head
@@ -36,7 +38,7 @@ class Loaded:
         head: what the `head` function of `load_encoder` returned; None for a GenericEncoder, which has its own.
     """
 
-    encoder: BertEncoder | DecoderEncoder | GenericEncoder
+    encoder: BertEncoder | DecoderEncoder | GenericEncoder | StaticEncoder
     config: dict[str, Any]
     device: Choice
     dtype: Choice
@@ -57,13 +59,10 @@ def load_encoder(checkpoint: Checkpoint, runtime: Runtime | None = None, *, head
 
     asked = runtime or Runtime()
     dtype, quantize = asked.dtype, asked.quantize
-    if checkpoint.kind == "gguf" or checkpoint.path.is_file():
-        raise QwenchError(
-            f"GGUF files cannot be run directly yet: `{checkpoint.name}`",
-            f"turn it into a folder first: qwench convert {checkpoint.name} FOLDER",
-        )
-    folder = checkpoint.path
+    folder = model_folder(checkpoint)
     config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise QwenchError(f"config.json is not an object: `{folder}`", "download or copy the model again")
     kind = config.get("model_type")
     where = pick_device(asked.device)
     if kind == "bert":
@@ -97,6 +96,44 @@ def load_encoder(checkpoint: Checkpoint, runtime: Runtime | None = None, *, head
         raise QwenchError(f"config.json lacks {error}: `{folder}`", "download or copy the model again") from error
     weights.close(family.UNUSED)
     return Loaded(encoder, config, where, numbers, Choice("packed", f"{kind} runs without padding"), fast, taken)
+
+
+def model_folder(checkpoint: Checkpoint) -> Path:
+    """The folder of a checkpoint that can be run as it is.
+
+    Raises:
+        QwenchError: a .gguf file, or an adapter, which transformers would put into another model.
+    """
+    if checkpoint.kind == "gguf" or checkpoint.path.is_file():
+        raise QwenchError(
+            f"GGUF files cannot be run directly yet: `{checkpoint.name}`",
+            f"turn it into a folder first: qwench convert {checkpoint.name} FOLDER",
+        )
+    if error := adapter_alone(checkpoint.path):
+        raise error
+    return checkpoint.path
+
+
+def load_static(folder: Path, runtime: Runtime) -> Loaded:
+    """Load a table of static embeddings.
+
+    Raises:
+        QwenchError: no such table, or a setting that has nothing to work on.
+    """
+    import torch
+
+    from .nets.static import StaticEncoder
+
+    if runtime.quantize != "none":
+        raise QwenchError("--quantize is for products, and a static embedding has none", "leave it out", code=2)
+    where, fast = pick_device(runtime.device), Choice("eager", "a table is looked up in")
+    if runtime.kernels not in ("auto", "eager"):
+        raise QwenchError("--kernels is for layers, and a static embedding has none", "leave it out", code=2)
+    weights = Weights(folder)
+    stored = weights.stored_dtype
+    numbers = pick_dtype(runtime.dtype, where.value, stored if stored in DTYPES else "float32")
+    encoder = StaticEncoder(weights, getattr(torch, numbers.value), where.value)
+    return Loaded(encoder, {}, where, numbers, Choice("static", "one vector a token"), fast)
 
 
 def _generic(

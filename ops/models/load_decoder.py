@@ -32,6 +32,8 @@ def unknown(config: dict[str, Any]) -> str | None:
     """Why the torch engine cannot run a checkpoint, None when it can."""
     if config.get("model_type") not in FAMILIES:
         return f"model_type `{config.get('model_type')}`"
+    if config.get("is_causal") is False:
+        return "attention to both sides (is_causal: false), as in an embedding model"
     return decoder.supports(config)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import QwenchError
+from ..checkpoint.impostors import impostor
 from .pretrained import pretrained
 
 if TYPE_CHECKING:
@@ -20,9 +22,13 @@ class TextTokenizer:
     Attributes:
         backend: the `tokenizers.Tokenizer`, without truncation and padding.
         before, after: special ids around the content (`[CLS]` and `[SEP]`; nothing and `<|endoftext|>`).
+        cut: longest input that tokenizer.json itself states, None where it states none.
+        dropped: content ids that count for nothing.
     """
 
     def __init__(self, backend: Tokenizer) -> None:
+        self.cut: int | None = (backend.truncation or {}).get("max_length")
+        self.dropped: frozenset[int] = frozenset()
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
@@ -49,8 +55,10 @@ class TextTokenizer:
         except QwenchError:
             raise
         except Exception as error:  # tokenizers raises bare Exception
-            raise QwenchError(
-                f"the tokenizer cannot be read ({error}): `{file}`", "download the model again"
+            file = file if file.is_file() else _older(folder)[0]
+            line = " ".join(str(error).split())[:200]
+            raise impostor(file) or QwenchError(
+                f"the tokenizer cannot be read ({line}): `{file}`", "download the model again"
             ) from error
         if lowercase:
             parts = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
@@ -68,7 +76,17 @@ class TextTokenizer:
 
     def wrap(self, content: list[int]) -> list[int]:
         """Content ids with the special ids around them, each exactly once."""
+        if self.dropped:
+            content = [i for i in content if i not in self.dropped]
         return [*self.before, *content, *self.after]
+
+    def drop_unknown(self) -> None:
+        """Let the unknown token count for nothing, where the vocabulary has one."""
+        model = json.loads(self.backend.to_str())["model"]
+        found = model.get("unk_id")
+        if found is None and model.get("unk_token"):
+            found = self.token_id(model["unk_token"])
+        self.dropped = frozenset() if found is None else frozenset((found,))
 
     def pair_ids(self) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
         """Special ids before, between and after the two texts of a pair, and the token types of the texts.
@@ -107,10 +125,32 @@ class TextTokenizer:
         return self.backend.token_to_id(token)
 
 
+def _older(folder: Path) -> list[Path]:
+    """Files that transformers makes a tokenizer from where there is no tokenizer.json."""
+    return [p for n in ("vocab.txt", "vocab.json") if (p := folder / n).is_file()] + sorted(folder.glob("*.model"))
+
+
 def _slow(folder: Path) -> Tokenizer:
-    if not any((folder / n).exists() for n in ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")):
+    files = _older(folder)
+    if not files:
         raise QwenchError(f"the model folder has no tokenizer: `{folder}`", "copy tokenizer.json beside config.json")
+    if error := next(filter(None, map(impostor, files)), None):
+        raise error
+    for model in (f for f in files if f.suffix == ".model" and "tiktoken" not in f.name):
+        _check_sentencepiece(model)
     tokenizer = pretrained("AutoTokenizer", folder)
     if not getattr(tokenizer, "backend_tokenizer", None):
         raise QwenchError(f"the tokenizer has no fast form: `{folder}`", "convert it to tokenizer.json")
     return tokenizer.backend_tokenizer
+
+
+def _check_sentencepiece(file: Path) -> None:
+    """Raise where a SentencePiece model is damaged: transformers would go on with another tokenizer in its place."""
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise QwenchError(
+            f"the tokenizer is a SentencePiece model, and the library for those is missing: `{file}`",
+            "pip install sentencepiece protobuf",
+        ) from error
+    SentencePieceProcessor(model_file=str(file))

@@ -1,9 +1,9 @@
-"""A checkpoint that turns token ids into vectors: encoder, pooling, dense layers, slice, normalise."""
+"""A checkpoint that turns token ids into vectors: encoder, the model's own modules, slice, normalise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
@@ -11,10 +11,10 @@ from ..base.runtime import Runtime
 from ..models.device import Choice, pick_threads, steady_heap
 from ..models.hub import Checkpoint
 from ..models.layouts import DECODERS, Layout, read_layout
-from ..models.load import Loaded, load_encoder
+from ..models.load import Loaded, load_encoder, load_static, model_folder
 from ..models.tokenizer import TextTokenizer
 from ..text.prompts import EMBED_EOS
-from .pooling import Dense, pool
+from .pooling import Chain
 from .schedule import Schedule
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class EmbedSettings:
     """What decides a vector besides model and text.
 
     Attributes:
-        dim: keep the first `dim` coordinates, then normalise (Matryoshka); None keeps all.
+        dim: keep the first `dim` coordinates, then normalise (Matryoshka); None keeps all as the model makes them.
         task, prompt_name: see `Layout.prompt`.
         max_tokens: cap on the input length, special tokens included; None takes the model's own.
     """
@@ -56,17 +56,24 @@ class Embedder:
         import torch
 
         self.checkpoint, self.settings = checkpoint, settings
+        self.layout = read_layout(model_folder(checkpoint))
         steady_heap()
         threads = pick_threads(settings.runtime.threads)
         torch.set_num_threads(threads.value)
-        loaded = load_encoder(checkpoint, settings.runtime)
+        if self.layout.static:
+            loaded = load_static(self.layout.folder, settings.runtime)
+        else:
+            loaded = load_encoder(replace(checkpoint, path=self.layout.folder), settings.runtime)
         self.encoder = loaded.encoder
-        self.layout = read_layout(checkpoint.path, loaded.config)
-        self.tokenizer = load_embed_tokenizer(checkpoint, self.layout, loaded.config)
-        self.dense = [Dense(folder, loaded.device.value) for folder in self.layout.dense]
-        self.full_dim = self.dense[-1].out_features if self.dense else self.encoder.hidden_size
-        self.dim = _checked_dim(settings.dim, self.full_dim)
-        self.max_tokens = _checked_max(settings.max_tokens, self.encoder.max_positions, self.layout.max_tokens)
+        self.tokenizer, self._ended = load_embed_tokenizer(self.layout, loaded.config)
+        self.chain = Chain(self.layout.steps, self.encoder.hidden_size, loaded.device.value)
+        self.full_dim = self.chain.out_features
+        cut = self.layout.dim if settings.dim is None else settings.dim
+        self.dim = _checked_dim(cut, self.full_dim)
+        # Coordinates are cut first, then normalised (Qwen3 Embedding report; the order changes the length).
+        self._again = cut is not None
+        stated = self.layout.max_tokens or (self.tokenizer.cut if self.layout.static else None)
+        self.max_tokens = _checked_max(settings.max_tokens, self.encoder.max_positions, stated)
         self.device: str = loaded.device.value
         parameters = getattr(self.encoder, "matmul_parameters", None)
         self.schedule = Schedule(self.device, threads.value, parameters, settings.batch_tokens)
@@ -120,20 +127,23 @@ class Embedder:
 
         lengths = [len(r) for r in rows]
         ids = torch.tensor([t for row in rows for t in row], dtype=torch.int64)
-        ids = ids.to(self.device)
-        x = self._pooled(ids, lengths)
-        for layer in self.dense:
-            x = layer(x)
-        x = x[:, : self.dim]
-        # Coordinates are cut first, then normalised (Qwen3 Embedding report; the order changes the length).
-        if self.layout.normalize:
+        x = self._chained(ids.to(self.device), lengths)[:, : self.dim]
+        if self._again:
             x = torch.nn.functional.normalize(x, dim=1)
         return x.float().cpu().numpy()
 
-    def _pooled(self, ids: Tensor, lengths: list[int]) -> Tensor:
-        if self.layout.pooling == "lasttoken" and hasattr(self.encoder, "last_hidden"):
-            return self.encoder.last_hidden(ids, lengths).float()
-        return pool(self.encoder.hidden(ids, lengths), lengths, self.layout.pooling)
+    def _chained(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        """Vectors of a packed batch; a text without a token has no hidden state, and is pooled to zeros."""
+        some = [n for n in lengths if n]
+        if self.chain.last_only and len(some) == len(lengths) and hasattr(self.encoder, "last_hidden"):
+            return self.chain.after_last(self.encoder.last_hidden(ids, lengths))
+        hidden = self.encoder.hidden(ids, some) if some else self._nothing()
+        return self.chain(hidden, lengths)
+
+    def _nothing(self) -> Tensor:
+        import torch
+
+        return torch.empty((0, self.encoder.hidden_size), device=self.device)
 
     def describe(self) -> dict[str, Any]:
         """What decides the vectors, for the fingerprint of an index."""
@@ -141,34 +151,55 @@ class Embedder:
             "model": self.checkpoint.name,
             "model_kind": self.checkpoint.kind,
             "revision": self.checkpoint.revision,
-            "pooling": self.layout.pooling,
-            "normalize": self.layout.normalize,
+            "pooling": self._how(),
+            "normalize": self.layout.normalize or self._again,
             "dim": self.dim,
             "dtype": self.choices["dtype"].value,
             "quantize": self.settings.runtime.quantize,
             "max_tokens": self.max_tokens,
         }
 
+    def _how(self) -> str:
+        """The pooling, and what else earlier versions did otherwise: old vectors are not mixed with new ones."""
+        sides = "" if self.encoder.causal or not hasattr(self.encoder, "last_hidden") else ", attention to both sides"
+        return self.layout.pooling + sides + self._ended
 
-def load_embed_tokenizer(checkpoint: Checkpoint, layout: Layout, config: dict[str, Any]) -> TextTokenizer:
-    """The checkpoint's tokenizer, with the end token that last-token pooling reads.
 
-    Qwen3-Embedding reads `<|endoftext|>` at the end of every text; its tokenizer appends it, but base
-    tokenizers and fine-tunes saved again do not, so it is added where it is missing.
+def load_embed_tokenizer(layout: Layout, config: dict[str, Any]) -> tuple[TextTokenizer, str]:
+    """The checkpoint's tokenizer, and a word about its ends for the fingerprint.
+
+    The contract of Qwen3-Embedding has `<|endoftext|>` at the end of every text; its tokenizer appends it, but base
+    tokenizers and fine-tunes saved again do not, so it is added where the contract is what a folder is read by. A
+    modules.json says all there is to do, and nothing is added then.
 
     Raises:
         QwenchError: the end token is not in the vocabulary.
     """
-    tokenizer = TextTokenizer.load(checkpoint.path, layout.lowercase)
-    if layout.pooling == "lasttoken" and config.get("model_type") in DECODERS and not tokenizer.after:
-        eos = tokenizer.token_id(EMBED_EOS)
-        if eos is None:
-            raise QwenchError(
-                f"the tokenizer neither appends an end token nor knows `{EMBED_EOS}`: `{checkpoint.path}`",
-                "last-token pooling needs one",
-            )
-        tokenizer.after = [eos]
-    return tokenizer
+    tokenizer = TextTokenizer.load(layout.folder, layout.lowercase)
+    if layout.static:
+        tokenizer.before, tokenizer.after = [], []
+        if layout.drop_unknown:
+            tokenizer.drop_unknown()
+        return tokenizer, ""
+    if "lasttoken" not in layout.pooling or config.get("model_type") not in DECODERS or tokenizer.after:
+        return tokenizer, ""
+    if not layout.bare:
+        return tokenizer, ", no end token"
+    eos = tokenizer.token_id(EMBED_EOS)
+    if eos is None:
+        raise QwenchError(
+            f"the tokenizer neither appends an end token nor knows `{EMBED_EOS}`: `{layout.folder}`",
+            "last-token pooling needs one",
+        )
+    tokenizer.after = [eos]
+    return tokenizer, ""
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors at length 1, for cosines by dot product; models without a Normalize module give them any length."""
+    import numpy as np
+
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _checked_dim(asked: int | None, full: int) -> int:

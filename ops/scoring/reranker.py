@@ -13,6 +13,7 @@ from ..base.runtime import Runtime
 from ..checkpoint.sidecars import read_json
 from ..models.device import Choice, pick_threads, steady_heap
 from ..models.hub import Checkpoint
+from ..models.load import model_folder
 from ..text.prompts import RERANK_SELFTEST
 from .rerank_kind import decide_kind, wants_sigmoid
 from .schedule import Schedule
@@ -85,8 +86,9 @@ class Reranker:
         steady_heap()
         threads = pick_threads(settings.runtime.threads)
         torch.set_num_threads(threads.value)
-        config = read_json(checkpoint.path / "config.json") if checkpoint.path.is_dir() else {}
-        kind = decide_kind(checkpoint.path, config, settings.kind)
+        folder = model_folder(checkpoint)
+        config = read_json(folder / "config.json")
+        kind = decide_kind(folder, config, settings.kind)
         self.scorer: PromptScorer | PairScorer
         if kind.value == "cross-encoder":
             if settings.instruction is not None:

@@ -71,6 +71,11 @@ class PromptScorer:
         self.loaded: Loaded = load_encoder(checkpoint, runtime, head=head)
         if not isinstance(self.loaded.encoder, DecoderEncoder):
             raise QwenchError(f"not a decoder that prompts can be scored with: `{checkpoint.name}`", HINT)
+        if not self.loaded.encoder.causal:
+            raise QwenchError(
+                f"the decoder attends to both sides (is_causal: false), so it embeds: `{checkpoint.name}`",
+                HINT,
+            )
         self.encoder = self.loaded.encoder
         self.device = self.loaded.device.value
         self.max_tokens = min(self.encoder.max_positions, PROMPT_TOKENS)

@@ -119,6 +119,7 @@ class Session:
         chunked = self.options.on_long == "chunk"
         return Fingerprint(
             **self.model.describe(),
+            former=self.checkpoint.former or "",
             prompt_query=self.query_prompt,
             prompt_document=self.prompt,
             chunk_tokens=self.chunking.chunk_tokens if chunked else 0,
@@ -129,7 +130,7 @@ class Session:
     def choices(self) -> list[Event]:
         """Automatic choices with their reasons, and a guess said aloud."""
         made: list[Event] = [Chose(name, c.value, c.reason) for name, c in self.model.choices.items()]
-        if not (self.checkpoint.path / "modules.json").is_file():
+        if self.model.layout.bare:
             text = f"{self.model.layout.reason}; a chat model gives poor vectors: `{self.checkpoint.name}`"
             made.append(Warned("layout", text, self.checkpoint.name))
         return made

@@ -34,6 +34,8 @@ def supports(config: dict[str, Any]) -> str | None:
         return "sliding-window attention"
     if config.get("hidden_act", "silu") != "silu":
         return f"hidden_act `{config['hidden_act']}`"
+    if config.get("mlp_bias"):
+        return "a feed-forward layer with biases"
     if config.get("model_type") == STOCK and (reason := unknown_next(config)):
         return reason
     if rope_parameters(config).get("rope_type", "default") not in KINDS:
@@ -65,12 +67,11 @@ class DecoderEncoder:
         linear: class of the products; kernels: of the steps between them.
 
     Attributes:
+        causal: a token sees those before it alone; embedding models may say `is_causal: false`.
         hidden_size: width of the hidden states.
         max_positions: longest sequence, special tokens included.
         parameters: number of parameters used; matmul_parameters: those that every token is multiplied with.
     """
-
-    causal = True
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class DecoderEncoder:
     ) -> None:
         import torch
 
+        self.causal: bool = config.get("is_causal") is not False
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
         self.kv_heads: int = config.get("num_key_value_heads") or self.heads
@@ -239,7 +241,7 @@ class DecoderEncoder:
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, runs: list[Run], prefix: KeysValues | None, gate: Tensor | None
     ) -> Tensor:
-        return attend(q, k, v, runs, causal=True, prefix=prefix, gate=gate, kernels=self.kernels)
+        return attend(q, k, v, runs, causal=self.causal, prefix=prefix, gate=gate, kernels=self.kernels)
 
     def _mlp(self, w: dict[str, Any], x: Tensor) -> Tensor:
         x = self._rms(x, w["norm2"])

@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...base.errors import QwenchError
+from ...checkpoint.reader import Source
 from ..pretrained import pretrained
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
+
+
+#: encoder-decoders of which transformers loads the encoder alone; their positions are relative, without an end
+HALVES = ("t5", "mt5", "umt5")
+UNLIMITED = 1 << 20
 
 
 class GenericEncoder:
@@ -20,11 +26,18 @@ class GenericEncoder:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], dtype: dtype, device: str = "cpu") -> None:
-        self.model, self.unexpected = _pretrained("AutoModel", folder, dtype, may_lack="pooler")
+        kind = config.get("model_type")
+        if config.get("is_encoder_decoder") and kind not in HALVES:
+            raise QwenchError(
+                f"an encoder-decoder whose encoder is not known to stand alone (model_type `{kind}`): `{folder}`",
+                f"use an encoder, or one of {', '.join(HALVES)}",
+            )
+        auto = "AutoModelForTextEncoding" if kind in HALVES else "AutoModel"
+        self.model, self.unexpected = _pretrained(auto, folder, dtype, may_lack="pooler")
         self.model.to(device).eval()
         self.device, self.causal = device, False
         self.hidden_size: int = self.model.config.hidden_size
-        self.max_positions: int = _positions(config)
+        self.max_positions: int = _positions(self.model.config)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
     def hidden(self, ids: Tensor, lengths: list[int]) -> Tensor:
@@ -44,7 +57,7 @@ class GenericClassifier:
         self.model, self.unexpected = _pretrained("AutoModelForSequenceClassification", folder, dtype)
         self.model.to(device).eval()
         self.device = device
-        self.max_positions: int = _positions(config)
+        self.max_positions: int = _positions(self.model.config)
         self.typed = int(config.get("type_vocab_size") or 0) > 1
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
@@ -66,10 +79,15 @@ def _padded(ids: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
 def _pretrained(auto: str, folder: Path, dtype: dtype, may_lack: str | None = None) -> tuple[Any, list[str]]:
     """(model, names of weights it has no use for), by a transformers auto class."""
     try:
-        model, info = pretrained(auto, folder, dtype=dtype, output_loading_info=True, use_safetensors=True)
-    except (ValueError, OSError, RuntimeError) as error:
+        # A .bin is unpickled with weights_only, as everywhere here.
+        safe = Source(folder).reader.format != "bin"
+        model, info = pretrained(auto, folder, dtype=dtype, output_loading_info=True, use_safetensors=safe)
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
         line = str(error).strip().splitlines()[0][:200]
-        raise QwenchError(f"transformers cannot load the model ({line}): `{folder}`") from error
+        raise QwenchError(
+            f"transformers cannot load the model ({line}): `{folder}`",
+            "check that config.json and weights are of one model, or download it again",
+        ) from error
     for kind in ("missing_keys", "mismatched_keys"):
         # A pooling head that sentence embeddings never read may be missing without harm.
         names = sorted(str(n) for n in info[kind] if not (may_lack and may_lack in str(n)))
@@ -82,8 +100,11 @@ def _pretrained(auto: str, folder: Path, dtype: dtype, may_lack: str | None = No
     return model, sorted(map(str, info["unexpected_keys"]))
 
 
-def _positions(config: dict[str, Any]) -> int:
-    limit = int(config.get("max_position_embeddings") or config.get("n_positions") or 512)
+def _positions(config: Any) -> int:
+    """Longest input by a transformers config, whose defaults stand in for what config.json leaves out."""
+    if config.model_type in HALVES:
+        return UNLIMITED
+    limit = int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 512)
     # RoBERTa and its kin begin counting positions after the padding index.
-    offset = config.get("pad_token_id") or 0
-    return limit - offset - 1 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet") else limit
+    offset = getattr(config, "pad_token_id", None) or 0
+    return limit - offset - 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else limit
