@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.convert import ConvertOptions, convert
 from qwench.ops.diff import diff
 from qwench.ops.inspect import inspect
@@ -156,7 +157,7 @@ def safetensors(rng: random.Random, model: Path, folder: Path) -> None:
     path.write_bytes(body)
     found = list(inspect(str(folder), tensors=True))[-1].result
     list(diff(str(folder), str(folder)))
-    list(convert(ConvertOptions(str(folder), str(folder.with_name("out")), verify="bits", threads=1)))
+    list(convert(ConvertOptions(str(folder), str(folder.with_name("out")), verify="bits", runtime=Runtime(threads=1))))
     with safe_open(path, "pt") as file:
         theirs = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     assert {t["name"]: t["shape"] for t in found["tensor_list"]} == theirs
@@ -174,7 +175,7 @@ def sides(rng: random.Random, model: Path, folder: Path) -> None:
     how = rng.choice(ways)
     list(inspect(str(folder)))
     out = folder.with_name("out.gguf" if "to" in how else "out")
-    list(convert(ConvertOptions(str(folder), str(out), threads=1, **how)))
+    list(convert(ConvertOptions(str(folder), str(out), **how, runtime=Runtime(threads=1))))
 
 
 def gguf_file(rng: random.Random, model: Path, folder: Path) -> None:
@@ -239,7 +240,7 @@ def gguf_file(rng: random.Random, model: Path, folder: Path) -> None:
     path.write_bytes(bytes(data) + bytes(at))
     list(inspect(str(path), tensors=True))
     out = folder / rng.choice(("out", "out.gguf"))
-    list(convert(ConvertOptions(str(path), str(out), threads=1)))
+    list(convert(ConvertOptions(str(path), str(out), runtime=Runtime(threads=1))))
 
 
 def word(text: str) -> bytes:

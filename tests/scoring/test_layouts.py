@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.hub import resolve
 from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 from safetensors.torch import load_file, save_file
@@ -83,7 +84,7 @@ def both(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Document vectors here and in sentence-transformers, whose default prompt counts (`encode`)."""
     from sentence_transformers import SentenceTransformer
 
-    model = Embedder(resolve(str(folder)), EmbedSettings(device="cpu"))
+    model = Embedder(resolve(str(folder)), EmbedSettings(runtime=Runtime(device="cpu")))
     prompt = model.layout.prompt("document")
     limit = model.max_tokens - model.tokenizer.specials
     rows = [model.tokenizer.wrap(ids[:limit]) for ids in model.tokenizer.ids([prompt + t for t in TEXTS])]
@@ -278,11 +279,11 @@ def test_a_sentencepiece_tokenizer_is_converted(bases: Path, tmp_path: Path) -> 
     tiny.write_st_files(tmp_path, "cls", 16, {}, 150)
     same(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)("of cranes")["input_ids"]
-    model = Embedder(resolve(str(tmp_path)), EmbedSettings(device="cpu"))
+    model = Embedder(resolve(str(tmp_path)), EmbedSettings(runtime=Runtime(device="cpu")))
     assert model.tokenizer.wrap(model.tokenizer.ids(["of cranes"])[0]) == theirs
     (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\x0a\x0b")
     with pytest.raises(QwenchError, match=r"sentencepiece\.bpe\.model"):
-        Embedder(resolve(str(tmp_path)), EmbedSettings(device="cpu"))
+        Embedder(resolve(str(tmp_path)), EmbedSettings(runtime=Runtime(device="cpu")))
 
 
 def static(folder: Path, *, cut: int = 0) -> Path:
@@ -309,10 +310,10 @@ def test_static_embeddings_equal_sentence_transformers(tmp_path: Path) -> None:
         {"embeddings": table[:50].clone(), "mapping": mapping, "weights": weights}, tmp_path / "model.safetensors"
     )
     same(tmp_path)
-    model = Embedder(resolve(str(tmp_path)), EmbedSettings(device="cpu"))
+    model = Embedder(resolve(str(tmp_path)), EmbedSettings(runtime=Runtime(device="cpu")))
     np.testing.assert_array_equal(model.embed([[], model.tokenizer.ids(["a"])[0]])[0], np.zeros(12, np.float32))
     with pytest.raises(QwenchError, match="--quantize"):
-        Embedder(resolve(str(tmp_path)), EmbedSettings(device="cpu", quantize="int8"))
+        Embedder(resolve(str(tmp_path)), EmbedSettings(runtime=Runtime(device="cpu", quantize="int8")))
 
 
 def test_model2vec_without_modules_counts_known_tokens_alone(tmp_path: Path) -> None:
@@ -324,7 +325,7 @@ def test_model2vec_without_modules_counts_known_tokens_alone(tmp_path: Path) -> 
     table = torch.randn(3, 8)
     save_file({"embeddings": table}, tmp_path / "model.safetensors")
     change(tmp_path / "config.json", model_type="model2vec", normalize=True)
-    model = Embedder(resolve(str(tmp_path)), EmbedSettings(device="cpu"))
+    model = Embedder(resolve(str(tmp_path)), EmbedSettings(runtime=Runtime(device="cpu")))
     (ours,) = model.embed(model.query_ids(["cranes rarely fly"], ""))
     mean = (table[1] + table[2]) / 2
     np.testing.assert_allclose(ours, (mean / mean.norm()).numpy(), atol=1e-6)
@@ -357,7 +358,7 @@ def test_an_embedding_decoder_neither_writes_nor_ranks(bases: Path, tmp_path: Pa
     folder = tiny.qwen3_reranker(tmp_path / "m")
     change(folder / "config.json", is_causal=False)
     with pytest.raises(QwenchError, match="is_causal"):
-        Reranker(resolve(str(folder)), RerankSettings(device="cpu"))
+        Reranker(resolve(str(folder)), RerankSettings(runtime=Runtime(device="cpu")))
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(QwenchError, match="GGUF files"):
-        Reranker(resolve(str(tmp_path / "x.gguf")), RerankSettings(device="cpu"))
+        Reranker(resolve(str(tmp_path / "x.gguf")), RerankSettings(runtime=Runtime(device="cpu")))
