@@ -172,7 +172,8 @@ def _html_text(data: bytes, declared: str | None) -> tuple[str, str | None]:
         except (UnicodeError, LookupError):
             pass
     settled = settle(lambda: [data], data[:8], declared)
-    return data[settled.bom :].decode(settled.codec), settled.note if declared is None else None
+    text = data[settled.bom :].decode(settled.codec, settled.errors)
+    return text, settled.remark
 
 
 def _web_codec(name: str) -> str:

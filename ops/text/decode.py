@@ -1,7 +1,8 @@
 """Bytes become text with exact offsets: the encoding is settled by evidence, checked over the whole file, and said.
 
-Order: a byte order mark, else the declared encoding, else strict UTF-8, else a guess by charset-normalizer on a
-bounded sample. A guess is taken only if every byte of the file decodes under it.
+Order: a byte order mark, else strict UTF-8 that is more than ASCII, else the declared encoding, else a guess by
+charset-normalizer on a bounded sample. A guess is taken only if every byte of the file decodes under it. What is good
+but for a few bytes is read with U+FFFD in their place, which is said.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ Blocks = Callable[[], Iterable[bytes]]
 
 SNIFF = 8192
 SAMPLE = 1 << 16
+#: characters to each place that does not decode, for these to be few
+FEW = 100
+#: characters beyond ASCII to each such place, for a file to be UTF-8 all the same and no other encoding
+MOSTLY = 4
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _BOMS = (
@@ -36,6 +41,7 @@ _ENTANGLED = {
     *("utf-7", "hz", "iso2022_jp", "iso2022_jp_1", "iso2022_jp_2", "iso2022_jp_2004", "iso2022_jp_3"),
     *("iso2022_jp_ext", "iso2022_kr", "big5hkscs", "euc_jis_2004", "euc_jisx0213", "shift_jis_2004", "shift_jisx0213"),
 }
+_SPANS = ", whose spans count in the text as UTF-8"
 _NOT_FOR_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined", "mbcs", "oem"}
 # What real files are in, commonest first: settles ties between guesses that fit equally well. The library's own order
 # of ties is chance: of 28 short samples in 15 languages it gets 18 right, this list 27 (long ones: 372 and 367 of 385).
@@ -69,6 +75,7 @@ class Settled:
         content_hash: hex BLAKE2b-128 of all bytes, BOM included.
         size: bytes.
         note: what the user should know about the choice, to follow the file's name; None without anything to say.
+        errors: `strict`, or `replace` for a file with a few bytes that do not decode.
     """
 
     codec: str
@@ -77,6 +84,12 @@ class Settled:
     content_hash: str
     size: int
     note: str | None = None
+    errors: str = "strict"
+
+    @property
+    def remark(self) -> str | None:
+        """The note for whoever counts spans in the text anyway."""
+        return None if self.note is not None and self.note.endswith(_SPANS) else self.note
 
 
 def check_codec(name: str) -> str:
@@ -140,13 +153,31 @@ def settle(blocks: Blocks, head: bytes, declared: str | None = None) -> Settled:
         OSError: from `blocks`.
     """
     codec, bom = stated(head, declared)
-    result = _examine(blocks(), codec or "utf-8", bom)
+    if codec is None or not (bom or codec == "utf-8"):
+        plain = _examine(blocks(), "utf-8", 0)
+        if plain.bad is None and (codec is None or (plain.beyond and not (plain.nul and is_wide(codec)))):
+            note = f"is UTF-8 and is read as such, not as `{codec}`" if codec else None
+            return Settled("utf-8", 0, True, plain.content_hash, plain.size, note)
+        if codec is None:
+            return _guessed(blocks, plain)
+    result = _examine(blocks(), codec, bom)
     if result.bad is None:
-        note = None if result.exact else f"is read as `{codec}`, whose spans count in the text as UTF-8"
-        return Settled(codec or "utf-8", bom, result.exact, result.content_hash, result.size, note)
-    if codec is not None:
-        raise Undecodable(f"is not valid `{codec}`, the first wrong byte is at offset {result.bad}")
-    return _guessed(blocks, result)
+        note = None if result.exact else f"is read as `{codec}`{_SPANS}"
+        return Settled(codec, bom, result.exact, result.content_hash, result.size, note)
+    damage = _damage(blocks(), codec, bom)
+    if damage.few:
+        return _mended(codec, bom, result, damage)
+    raise Undecodable(f"is not valid `{codec}`, the first wrong byte is at offset {result.bad}")
+
+
+def read_text(data: bytes, declared: str | None = None) -> tuple[str, str | None]:
+    """(text, note) of bytes in memory, read as a file's would be; the note is to follow the input's name.
+
+    Raises:
+        Undecodable: no encoding fits.
+    """
+    settled = settle(lambda: [data], data[:SNIFF], declared)
+    return data[settled.bom :].decode(settled.codec, settled.errors), settled.note
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +186,30 @@ class _Result:
     size: int
     bad: int | None  # offset of the first byte that does not decode
     exact: bool
+    beyond: bool  # there are characters beyond ASCII
+    nul: bool  # there are NUL bytes
 
 
-def decoded(blocks: Iterable[bytes], codec: str, bom: int) -> Iterator[tuple[str, bytes]]:
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    """Places that do not decode, characters beyond ASCII and all characters of a file."""
+
+    places: int
+    beyond: int
+    characters: int
+
+    @property
+    def few(self) -> bool:
+        return self.places <= self.characters // FEW
+
+
+def decoded(blocks: Iterable[bytes], codec: str, bom: int, errors: str = "strict") -> Iterator[tuple[str, bytes]]:
     """Text with exactly the bytes it came from, block by block, without the BOM.
 
     Raises:
         UnicodeDecodeError: `start` is the offset in the file.
     """
-    decoder = codecs.getincrementaldecoder(codec)(errors="strict")
+    decoder = codecs.getincrementaldecoder(codec)(errors=errors)
     entangled = codec in _ENTANGLED
     offset, pending, skip = bom, b"", bom
     for block in blocks:
@@ -193,26 +239,45 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, final: bool, offse
 def _examine(blocks: Iterable[bytes], codec: str, bom: int) -> _Result:
     """Hash all bytes while decoding them, and check that encoding the text again gives them back."""
     digest = hashlib.blake2b(digest_size=16)
-    size = 0
+    size, nul, beyond = 0, False, False
 
     def counted() -> Iterator[bytes]:
-        nonlocal size
+        nonlocal size, nul
         for block in blocks:
             digest.update(block)
             size += len(block)
+            nul = nul or b"\0" in block
             yield block
 
     source = counted()
     bad, exact = None, codec not in _ENTANGLED
     try:
         for text, piece in decoded(source, codec, bom):
+            beyond = beyond or not text.isascii()
             if exact and codec not in _BIJECTIVE:
                 exact = _same(text, piece, codec)
     except UnicodeDecodeError as error:
         bad = error.start
         for _ in source:  # the hash covers the whole file all the same
             pass
-    return _Result(digest.hexdigest(), size, bad, exact)
+    return _Result(digest.hexdigest(), size, bad, exact, beyond, nul)
+
+
+def _damage(blocks: Iterable[bytes], codec: str, bom: int) -> _Damage:
+    places = beyond = characters = 0
+    for text, _ in decoded(blocks, codec, bom, "replace"):
+        places += text.count("\ufffd")
+        characters += len(text)
+        if not text.isascii():
+            beyond += len(text) - len(text.encode("ascii", "ignore"))
+    return _Damage(places, beyond - places, characters)
+
+
+def _mended(codec: str, bom: int, result: _Result, damage: _Damage) -> Settled:
+    """A file that is read with U+FFFD where it does not decode."""
+    count = "1 place" if damage.places == 1 else f"{damage.places:,} places"
+    note = f"is not valid `{codec}` in {count}, the first at byte {result.bad}, and is read with \ufffd there"
+    return Settled(codec, bom, False, result.content_hash, result.size, note, "replace")
 
 
 def _same(text: str, piece: bytes, codec: str) -> bool:
@@ -223,12 +288,17 @@ def _same(text: str, piece: bytes, codec: str) -> bool:
 
 
 def _guessed(blocks: Blocks, result: _Result) -> Settled:
-    """The settled encoding of a file that is not UTF-8, by detection."""
+    """The settled encoding of a file that is not UTF-8: UTF-8 with a few bad bytes, or by detection."""
+    damage = _damage(blocks(), "utf-8", 0)
+    if damage.beyond >= MOSTLY * damage.places:
+        return _mended("utf-8", 0, result, damage)
     codec = _guess(_sample(blocks(), result.bad or 0))
     # Only the best guess is tried: one further down may be a codec that decodes any bytes, and mojibake with them.
     if codec is not None and (check := _examine(blocks(), codec, 0)).bad is None:
         note = f"is not UTF-8 and is read as `{codec}`, a guess that `--encoding` overrules"
         return Settled(codec, 0, check.exact, check.content_hash, check.size, note)
+    if damage.few:
+        return _mended("utf-8", 0, result, damage)
     raise Undecodable(f"is not UTF-8 (byte {result.bad}) and its encoding is unclear, `--encoding` declares it")
 
 

@@ -120,7 +120,9 @@ def _segments(item: Found, source: Source, settled: Settled, segment_chars: int)
 
     blocks = source.blocks() if source.data is not None else watched()
     try:
-        yield from cut_segments(blocks, settled.codec, settled.bom, settled.exact, segment_chars=segment_chars)
+        yield from cut_segments(
+            blocks, settled.codec, settled.bom, settled.exact, segment_chars=segment_chars, errors=settled.errors
+        )
     except UnicodeDecodeError:
         raise _changed(item) from None
     except OSError as error:

@@ -119,7 +119,7 @@ class RowReader:
         def text() -> io.TextIOWrapper:
             stream = _opened(item, source)
             stream.read(settled.bom)
-            return io.TextIOWrapper(stream, encoding=settled.codec, newline="")
+            return io.TextIOWrapper(stream, encoding=settled.codec, errors=settled.errors, newline="")
 
         delimiters = "\t" if suffix == ".tsv" else ",;\t"
         headers = {mark: _header(text(), mark) for mark in delimiters}
@@ -127,8 +127,8 @@ class RowReader:
         if not fitting and self.options.text_field is None and not _is_gzip(item):
             yield from self.choice(item, suffix, False)
             return False
-        if settled.note and declared is None:
-            yield Warned("encoding", f"{quoted(item.path)} {settled.note}", item.path)
+        if settled.remark:
+            yield Warned("encoding", f"{quoted(item.path)} {settled.remark}", item.path)
         if not fitting:
             yield no_field(item, field, headers[delimiters[0]])
             return True

@@ -14,7 +14,7 @@ _BREAKS = (("\n\n", "\n\r\n", "\r\r"), ("\n", "\r"), (" ", "\t", "\u3000"))
 
 
 def cut_segments(
-    blocks: Iterable[bytes], codec: str, bom: int, exact: bool, *, segment_chars: int = SEGMENT
+    blocks: Iterable[bytes], codec: str, bom: int, exact: bool, *, segment_chars: int = SEGMENT, errors: str = "strict"
 ) -> Iterator[Segment]:
     """Segments of a file.
 
@@ -24,13 +24,14 @@ def cut_segments(
         bom: bytes to skip.
         exact: count `start_byte` in the file's own bytes, else in the UTF-8 of the text.
         segment_chars: characters in a segment; at least three quarters of it except in the last one.
+        errors: see `Settled`.
 
     Raises:
         UnicodeDecodeError: the bytes are no longer what was settled.
     """
     text, offset, line = "", bom if exact else 0, 1
     unit = codec if exact else "utf-8"
-    for piece, _ in decoded(blocks, codec, bom):
+    for piece, _ in decoded(blocks, codec, bom, errors):
         text += piece
         start = 0
         while len(text) - start >= segment_chars + _LOOK:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwench.ops.base.errors import QwenchError
-from qwench.ops.text.decode import Undecodable, check_codec, looks_binary, settle
+from qwench.ops.text.decode import Undecodable, check_codec, looks_binary, read_text, settle
 from qwench.ops.text.segments import cut_point, cut_segments, text_segments
 
 # name -> (declared, BOM, Python codec); the codec writes the file and is the oracle for what is read back
@@ -60,6 +60,8 @@ def test_segments_join_to_the_file_and_reread_from_its_bytes(form: str, text: st
     data = bom + text.encode(codec)
     if data.startswith(codecs.BOM_UTF32_LE) and codec == "utf-16-le":
         return  # a UTF-16 file that begins with U+0000 cannot be told from UTF-32
+    if codec != "utf-8" and not bom and b"\0" not in data and not data.isascii() and is_utf8(data):
+        return  # what is good UTF-8 is read as that, whatever was declared
 
     settled = settle(lambda: in_blocks(data, block), data[:8192], declared)
     assert (settled.codec, settled.bom, settled.exact, settled.note) == (codec, len(bom), True, None)
@@ -99,6 +101,14 @@ def text_codecs() -> list[str]:
         except QwenchError:
             continue
     return sorted(names)
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("codec", text_codecs())
@@ -172,6 +182,34 @@ def test_a_guess_is_not_taken_when_the_rest_of_the_file_contradicts_it() -> None
     assert len(data) > 2 * 65536
     with pytest.raises(Undecodable, match="--encoding"):
         settle(lambda: [data], data[:8192])
+
+
+@pytest.mark.parametrize("declared", ["cp1252", "gb18030", "shift_jis", "utf-16"])
+def test_good_utf8_is_read_as_such_whatever_is_declared(declared: str) -> None:
+    data = "Größe, 你好\n".encode()
+    settled = settle(lambda: in_blocks(data, 3), data, declared)
+    assert (settled.codec, settled.exact) == ("utf-8", True)
+    assert (
+        settled.note is not None and "is UTF-8" in settled.note and f"`{declared[:5]}" in settled.note.replace("_", "-")
+    )
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("data", "declared", "codec"),
+    [
+        ("Größe und Höhe der Brücke über den Fluß ".encode() + b"\xff!", None, "utf-8"),
+        ("Größe ".encode("cp1252") * 40 + b"\x81", "cp1252", "cp1252"),
+        (codecs.BOM_UTF16_LE + ("text " * 40).encode("utf-16-le") + b"\0", None, "utf-16-le"),
+    ],
+)
+def test_a_few_bad_bytes_are_replaced_and_said(data: bytes, block: int, declared: str | None, codec: str) -> None:
+    settled = settle(lambda: in_blocks(data, block), data[:8192], declared)
+    assert (settled.codec, settled.errors, settled.exact) == (codec, "replace", False)
+    assert "in 1 place" in settled.note and "\ufffd" in settled.note
+    got = list(cut_segments(in_blocks(data, block), codec, settled.bom, False, segment_chars=50, errors="replace"))
+    assert "".join(s.text for s in got) == data[settled.bom :].decode(codec, "replace")
+    assert read_text(data, declared) == (data[settled.bom :].decode(codec, "replace"), settled.note)
 
 
 def test_a_codec_with_two_codes_for_a_character_is_not_exact_where_both_are_used() -> None:
