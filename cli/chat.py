@@ -99,7 +99,7 @@ def chat(
     if prompts is not None:
         if prompt:
             raise QwenchError("--prompts and a prompt do not go together", "leave one out", ExitCode.USAGE)
-        rows = enumerate(_lines(prompts), 1)
+        rows = _rows(prompts)
         if sweep is None:
             shown.run(op.many(options, rows), shown.document)
             return
@@ -121,7 +121,7 @@ def chat(
     words = list(prompt or ())
     if not words and not sys.stdin.isatty():
         words = ["-"]
-    text = "\n".join(sys.stdin.read() if w == "-" else w for w in words).strip("\n") if words else None
+    text = "\n".join(_piped(shown) if w == "-" else w for w in words).strip("\n") if words else None
     if text is not None and not text.strip():
         raise QwenchError("the prompt is empty", "give a prompt, or pipe one in", ExitCode.USAGE)
     shown.run(session.load())
@@ -147,15 +147,35 @@ def _point(row: dict[str, Any]) -> str:
     )
 
 
-def _lines(name: str) -> list[str]:
+def _rows(name: str) -> list[tuple[int, Any]]:
+    """Lines of the file of prompts with their numbers."""
+    from io import BytesIO
+
     from ..ops.base.errors import QwenchError
     from ..ops.base.paths import local
+    from ..ops.text.rows import json_lines
 
     local(name, "the file of prompts")
     try:
-        return sys.stdin.read().splitlines() if name == "-" else Path(name).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise QwenchError(f"the prompts cannot be read ({error}): `{name}`", "give JSON lines in UTF-8") from error
+        with BytesIO(sys.stdin.buffer.read()) if name == "-" else Path(name).open("rb") as file:
+            return list(json_lines(file))
+    except OSError as error:
+        raise QwenchError(f"the prompts cannot be read ({error.strerror}): `{name}`", "give JSON lines") from error
+
+
+def _piped(streams: out.Out) -> str:
+    """Standard input as text; of bytes that are not UTF-8 it is said how they are read."""
+    from ..ops.base.errors import QwenchError
+    from ..ops.base.events import Warned
+    from ..ops.text.decode import Undecodable, read_text
+
+    try:
+        text, note = read_text(sys.stdin.buffer.read())
+    except Undecodable as error:
+        raise QwenchError(f"standard input {error}".partition(", `--encoding`")[0], "give UTF-8") from error
+    if note:
+        streams.run(iter([Warned("encoding", f"standard input {note}".partition(" that `--encoding`")[0])]))
+    return text
 
 
 class _Show:

@@ -13,7 +13,7 @@ def show(streams: out.Out, hit: dict[str, Any], files_only: bool, seen: set[str]
     if files_only:
         if hit["path"] not in seen:
             seen.add(hit["path"])
-            streams.raw(hit["path"])
+            streams.document({"schema": 1, "path": hit["path"]}) if streams.json else streams.raw(hit["path"])
     elif streams.json:
         streams.document({"schema": 1} | hit)
     else:
@@ -36,14 +36,20 @@ def _passage(hit: dict[str, Any]) -> list[str]:
 
     text, start, stop = hit["text"], hit.get("best_start"), hit.get("best_end")
     if start is None:
-        return _around(text.splitlines(), 0)
+        return _around(_lines(text), 0)
     marked = screen.paint(text[start:stop], "bold", sys.stdout)
     if marked == text[start:stop]:
         marked = f"»{marked}«"
     elif "\n" in marked:
         marked = "\n".join(screen.paint(line, "bold", sys.stdout) for line in text[start:stop].split("\n"))
-    lines = (text[:start] + marked + text[stop:]).splitlines()
-    return _around(lines, text[:start].count("\n"))
+    return _around(_lines(text[:start] + marked + text[stop:]), len(_lines(text[:start])) - 1)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines as `start_line` counts them; the last one may be empty."""
+    import re
+
+    return re.split(r"\r\n|\n|\r", text.removesuffix("\n"))
 
 
 def _around(lines: list[str], at: int) -> list[str]:

@@ -105,17 +105,15 @@ def rerank(
 
 
 def _object(row: dict[str, Any], many: bool, explain: bool) -> dict[str, Any]:
-    """The candidate's own object with what was found; score and rank of an earlier search keep a name."""
-    record = dict(row["record"])
-    for name in ("score", "rank"):
-        if name in record:
-            record[f"search_{name}"] = record.pop(name)
-    record |= {name: row[name] for name in ("score", "rank", "tokens", "truncated")}
+    """The candidate's own object with what was found; what it has under these names is kept as `search_NAME`."""
+    from ..ops.text.fields import beside
+
+    found = {name: row[name] for name in ("score", "rank", "tokens", "truncated")}
     if many:
-        record["query_id"] = row["query_id"]
+        found["query_id"] = row["query_id"]
     if explain:
-        record |= {"margin": row["margin"], "seconds": round(row["seconds"], 6)}
-    return record
+        found |= {"margin": row["margin"], "seconds": round(row["seconds"], 6)}
+    return beside(row["record"], found, "search_")
 
 
 def _trec(row: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import Counter
@@ -14,6 +13,8 @@ from typing import Any
 from .base.errors import QwenchError
 from .base.events import Advanced, Events, Finished, Produced, Started
 from .base.plots import check_plot
+from .text.fields import beside
+from .text.rows import Malformed
 from .writing.generate import Request, Turn
 from .writing.session import Chat, ChatOptions
 from .writing.thinking import budget_of
@@ -21,10 +22,13 @@ from .writing.thinking import budget_of
 __all__ = ["Chat", "ChatOptions", "many", "right", "sweep"]
 
 
-def many(options: ChatOptions, rows: Iterable[tuple[int, str]]) -> Events:
+def many(options: ChatOptions, rows: Iterable[tuple[int, Any]]) -> Events:
     """Answer every line of a file of JSON objects with `prompt` or `messages`, several at a time, in the file's order.
 
-    Yields Produced rows: the line's own object and what `Chat.turn` tells.
+    Yields Produced rows: the line's own object and what `Chat.turn` tells, see `beside`.
+
+    Args:
+        rows: (line number, value) as `json_lines` gives them.
 
     Raises:
         QwenchError: a line that is neither, with its number; see `Chat`.
@@ -36,13 +40,13 @@ def many(options: ChatOptions, rows: Iterable[tuple[int, str]]) -> Events:
     yield Started("prompts", len(requests))
     for number, found in _in_order(chat, requests):
         yield Advanced("prompts", 1)
-        yield Produced(objects[number][1] | found)
+        yield Produced(beside(objects[number][1], found))
     yield Finished({"schema": 1, "prompts": len(requests)})
 
 
 def sweep(
     options: ChatOptions,
-    rows: Iterable[tuple[int, str]],
+    rows: Iterable[tuple[int, Any]],
     budgets: list[str],
     answer_field: str = "answer",
     plot: Path | None = None,
@@ -128,18 +132,13 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _objects(rows: Iterable[tuple[int, str]]) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, object) of every line that is not empty."""
+def _objects(rows: Iterable[tuple[int, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """The rows, all of them objects."""
     found = []
-    for number, line in rows:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError
-        except ValueError as error:
-            raise QwenchError(f"line {number} is no JSON object", 'give {"prompt": "..."} on every line') from error
+    for number, row in rows:
+        if not isinstance(row, dict):
+            why = f": it {row}" if isinstance(row, Malformed) else ""
+            raise QwenchError(f"line {number} is no JSON object{why}", 'give {"prompt": "..."} on every line')
         found.append((number, row))
     return found
 

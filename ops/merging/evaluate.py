@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
 from ..base.paths import local
+from ..text.rows import Malformed, json_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +73,7 @@ def parse_eval(text: str) -> Measure:
         raise QwenchError(f"not a measure: `{text}`", "use retrieval:PAIRS.jsonl or ppl:TEXT", code=2)
     path = Path(local(name, "the text to measure with")).expanduser()
     try:
-        content = path.read_text("utf-8")
+        content = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise QwenchError(f"the texts to measure with cannot be read ({error}): `{path}`") from error
     if kind == "ppl":
@@ -89,14 +90,10 @@ def read_pairs(content: str, path: Path) -> Pairs:
     pairs = Pairs()
     queries: dict[str, int] = {}
     passages: dict[str, int] = {}
-    for number, line in enumerate(content.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, row in json_lines(io.BytesIO(content.encode())):
         where = f"line {number} of `{path}`"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise QwenchError(f"{where} is not JSON ({error})") from error
+        if isinstance(row, Malformed):
+            raise QwenchError(f"{where} {row}")
         texts = row if isinstance(row, dict) else {}
         positives = _texts(texts.get("positive", texts.get("passage")))
         negatives = _texts(texts.get("negatives", texts.get("negative", [])))

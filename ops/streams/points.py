@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.paths import local
+from ..text.rows import Malformed, json_lines
 from .law import Point
 
 #: column of a Point -> names it may have
@@ -53,11 +55,13 @@ def read_points(path: Path) -> list[Point]:
 def _rows(text: str, suffix: str, path: Path) -> Iterable[tuple[str, Any]]:
     """(place, row) of each row of a file."""
     if suffix == ".csv":
-        return [(f"row {i}", row) for i, row in enumerate(csv.DictReader(text.splitlines()), 1)]
+        return [(f"row {i}", row) for i, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1)]
+    if suffix == ".jsonl":
+        rows = list(json_lines(io.BytesIO(text.encode())))
+        if bad := next(((i, row) for i, row in rows if isinstance(row, Malformed)), None):
+            raise QwenchError(f"line {bad[0]} of the points {bad[1]}: `{path}`")
+        return [(f"line {i}", row) for i, row in rows]
     try:
-        if suffix == ".jsonl":
-            lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-            return [(f"line {i}", json.loads(line)) for i, line in lines]
         value = json.loads(text)
     except ValueError as error:
         raise QwenchError(f"the points are not JSON ({error}): `{path}`") from error

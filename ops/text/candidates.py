@@ -210,7 +210,8 @@ def read_queries(path: str) -> list[tuple[str, str]]:
         if line.lstrip().startswith("{"):
             name, text = _json_query(path, number, line)
         else:
-            name, _, text = line.rpartition("\t")
+            name, tab, text = line.partition("\t")
+            name, text = (name, text) if tab else ("", line)
         name = name or str(number)
         if not text.strip():
             raise QwenchError(f"line {number} has no query: `{path}`")

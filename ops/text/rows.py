@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from ..base.events import Warned
 from .decode import Undecodable, looks_binary, parts_at_line_feeds, settle, stated
 from .inputs import Found, ReadOptions, quoted
+from .quotes import literal_quotes
 from .row_output import DEFAULT_FIELD, RowOutput, no_field
 from .sources import BLOCK, Source
 from .types import Document
@@ -81,7 +82,7 @@ class RowReader:
                     return False
         output = self.output(item, field)
         for line, record in self.records(item, source):
-            if isinstance(record, _Malformed):
+            if isinstance(record, Malformed):
                 yield from output.trouble(line, str(record))
             elif not isinstance(record, dict):
                 yield from output.trouble(line, "is no JSON object")
@@ -91,13 +92,9 @@ class RowReader:
         return True
 
     def records(self, item: Found, source: Source) -> Iterator[tuple[int, Any]]:
-        """(line number, parsed JSON or _Malformed) of each line that is not blank."""
+        """See `json_lines`."""
         with _opened(item, source) as stream:
-            for number, line in enumerate(_lines(stream, self.options.encoding), 1):
-                if isinstance(line, _Malformed):
-                    yield number, line
-                elif line.strip():
-                    yield number, _parsed(line)
+            yield from json_lines(stream, self.options.encoding)
 
     def csv(self, item: Found, source: Source, suffix: str) -> Iterator[Document | Warned]:
         field = self.options.text_field or DEFAULT_FIELD
@@ -136,13 +133,34 @@ class RowReader:
         if fitting[0] != delimiters[0]:
             mark = fitting[0].replace("\t", "\\t")
             yield Warned("rows", f"{quoted(item.path)} has columns parted by `{mark}`", item.path)
+        csv.field_size_limit(FIELD_LIMIT)
+        literal = literal_quotes(text, fitting[0])
+        if literal:
+            message = f"{quoted(item.path)} has quotes that do not enclose its cells, and they are read as characters"
+            yield Warned("rows", message, item.path)
         with text() as lines:
-            yield from _csv_rows(self.output(item, field), lines, fitting[0])
+            yield from _csv_rows(self.output(item, field), lines, fitting[0], literal)
         return True
 
 
-class _Malformed(str):
+class Malformed(str):
     """What is wrong with a line, to follow its name."""
+
+
+def json_lines(stream: BinaryIO, declared: str | None = None) -> Iterator[tuple[int, Any]]:
+    """(line number, value or Malformed) of each line of JSON that is not blank, as it is read.
+
+    Lines end at line feeds alone: U+2028, U+2029 and U+0085 are characters of a JSON string. A BOM may come first.
+
+    Args:
+        stream: seekable, at its start.
+        declared: encoding of lines that are not UTF-8, where there is no BOM.
+    """
+    for number, line in enumerate(_lines(stream, declared), 1):
+        if isinstance(line, Malformed):
+            yield number, line
+        elif line.strip():
+            yield number, _parsed(line)
 
 
 def _is_gzip(item: Found) -> bool:
@@ -158,13 +176,13 @@ def _parsed(line: str) -> Any:
     try:
         return json.loads(line.strip(), parse_constant=lambda _: None)  # NaN and infinities are no JSON, and no numbers
     except RecursionError:
-        return _Malformed("is nested too deeply")
+        return Malformed("is nested too deeply")
     except ValueError as error:
         what = f"{error.msg.lower()} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-        return _Malformed(f"is not JSON: {what}")
+        return Malformed(f"is not JSON: {what}")
 
 
-def _lines(stream: BinaryIO, declared: str | None) -> Iterator[str | _Malformed]:
+def _lines(stream: BinaryIO, declared: str | None) -> Iterator[str | Malformed]:
     """Lines, parted by line feeds alone. A line that does not decode costs itself, in UTF-16 and the like the rest."""
     head = stream.read(4)
     codec, bom = stated(head, declared)
@@ -173,14 +191,22 @@ def _lines(stream: BinaryIO, declared: str | None) -> Iterator[str | _Malformed]
     if parts_at_line_feeds(codec):
         for raw in stream:
             try:
-                yield raw.decode(codec)
+                yield raw.decode() if not bom and codec != "utf-8" and _is_utf8(raw) else raw.decode(codec)
             except UnicodeDecodeError as error:
-                yield _Malformed(f"is not valid `{codec}` at byte {error.start} of the line")
+                yield Malformed(f"is not valid `{codec}` at byte {error.start} of the line")
         return
     try:
         yield from io.TextIOWrapper(stream, encoding=codec, newline="\n")
     except UnicodeDecodeError:
-        yield _Malformed(f"is not valid `{codec}`, nor can the lines after it be read")
+        yield Malformed(f"is not valid `{codec}`, nor can the lines after it be read")
+
+
+def _is_utf8(raw: bytes) -> bool:
+    """Whether a line is UTF-8, and could not as well be in any other encoding."""
+    try:
+        return not raw.isascii() and bool(raw.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _header(lines: io.TextIOWrapper, delimiter: str) -> list[str]:
@@ -192,8 +218,9 @@ def _header(lines: io.TextIOWrapper, delimiter: str) -> list[str]:
             return []
 
 
-def _csv_rows(output: RowOutput, lines: io.TextIOWrapper, delimiter: str) -> Stream:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _csv_rows(output: RowOutput, lines: io.TextIOWrapper, delimiter: str, literal: bool) -> Stream:
+    quoting = csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     header = _distinct(next(reader))
     number = 0
     while True:

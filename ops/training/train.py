@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.atomic import write
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Event, Started
+from ..text.rows import Malformed, json_lines
 from .loss import head_loss
 from .options import HISTORY, WHOLE, TrainOptions
 from .ranks import first
@@ -116,16 +117,12 @@ def newest(folder: Path) -> Path | None:
 def history(folder: Path) -> list[dict[str, Any]]:
     """The reports of a run so far."""
     try:
-        lines = (folder / HISTORY).read_text("utf-8").splitlines()
+        with (folder / HISTORY).open("rb") as file:
+            rows = [row for _, row in json_lines(file)]
     except FileNotFoundError:
         return []
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # where a kill struck
-            continue
-    return rows
+    # Where a kill struck, a line may be half written.
+    return [row for row in rows if not isinstance(row, Malformed)]
 
 
 def _forget(path: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from ..base.runtime import Runtime
 from ..kernels.choose import prepared
 from ..models.device import pick_threads
 from ..models.hub import resolve
+from ..text.rows import json_lines
 from .generate import Generator, Request, Turn
 from .load import load_causal
 from .sampling import PLAIN, THINKING
@@ -258,7 +259,8 @@ class Chat:
         """
         try:
             local(path, "the transcript")
-            found = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+            with path.open("rb") as file:
+                found = [value for _, value in json_lines(file)]
             if not all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in found):
                 raise ValueError("role and content must be texts")
         except OSError as error:

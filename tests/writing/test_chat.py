@@ -383,12 +383,13 @@ def test_budget_zero_is_the_non_thinking_template(models) -> None:
 
 def test_many_prompts_come_back_in_order(models) -> None:
     options = ChatOptions(model=str(models("qwen3")), max_tokens=4, slots=3, seed=3, think_budget="2")
-    lines = [json.dumps({"id": i, "prompt": "word " * (1 + (i * 7) % 11)}) for i in range(8)]
+    lines = [{"id": i, "seed": "mine", "prompt": "word " * (1 + (i * 7) % 11)} for i in range(8)]
     rows = [e.row for e in many(options, iter(enumerate(lines, 1))) if isinstance(e, Produced)]
     assert [r["id"] for r in rows] == list(range(8))
+    assert all(isinstance(r["seed"], int) and r["input_seed"] == "mine" for r in rows)
     assert all(r["answer_tokens"] <= 4 and r["thinking_tokens"] <= 2 for r in rows)
     with pytest.raises(QwenchError, match="line 1 has neither"):
-        list(many(options, iter([(1, '{"text": "x"}')])))
+        list(many(options, iter([(1, {"text": "x"})])))
 
 
 def test_the_command(qwench, models) -> None:
