@@ -60,11 +60,11 @@ def embed(options: EmbedOptions, stdin: BinaryIO | None = None, nul_list: Binary
             yield Kept(str(writer.folder))
             if writer.lock.note:
                 yield Warned("lock", writer.lock.note)
-            feed = session.feed(found, stdin, writer.state)
+            feed = session.feed(found, stdin, writer)
             yield from _run(session, feed, size, counts, writer)
+            pruned = writer.prune(_gone(options, feed, counts, writer)) if options.prune else 0
             for note in writer.notes:
-                yield Warned("precision", note)
-            pruned = writer.prune(_gone(options, feed, counts)) if options.prune else 0
+                yield Warned("index", note)
             yield Started("write", None, "")
             report = writer.finish()
     seconds = time.monotonic() - loaded
@@ -91,13 +91,14 @@ def _run(session: Session, feed: Feed, size: int, counts: Counts, writer: Any) -
             yield item
 
 
-def _gone(options: EmbedOptions, feed: Feed, counts: Counts) -> Callable[[str, str], bool]:
+def _gone(options: EmbedOptions, feed: Feed, counts: Counts, writer: Any) -> Callable[[str, str], bool]:
     """Whether an indexed document is gone: not met below the given paths, or its file is no longer there.
 
-    What could not be read this time is still there.
+    What could not be read this time is still there, and so is what is stored from a folder that is not known.
     """
-    roots = [os.path.abspath(p) for p in options.paths]
-    failed = [os.path.abspath(f["path"]) for f in counts.failures]
+    roots = [full for p in options.paths for full in (os.path.abspath(p), os.path.realpath(p))]
+    failed = [p for f in counts.failures for p in (os.path.abspath(f["path"]), writer.names.full(f["path"])) if p]
+    unknown: set[str] = set()
 
     def below(path: str, folders: list[str]) -> bool:
         return any(path == f or path.startswith(f.rstrip("/") + "/") for f in folders)
@@ -105,8 +106,17 @@ def _gone(options: EmbedOptions, feed: Feed, counts: Counts) -> Callable[[str, s
     def gone(key: str, path: str) -> bool:
         if key in feed.keys or path == "-":
             return False
-        full = os.path.abspath(path)
-        return not below(full, failed) and (below(full, roots) or not os.path.lexists(full))
+        full = writer.names.full(path)
+        if full is None:
+            if not unknown:
+                said = "are kept, since the index does not say which folder they count from"
+                writer.notes.append(f"`{path}` and others {said}; prune from that folder, or use --rebuild")
+            unknown.add(path)
+            return False
+        # A failed row is told as path:line.
+        ways = [full, os.path.realpath(full)]
+        lost = any(below(way, failed) or any(f.startswith(way + ":") for f in failed) for way in ways)
+        return not lost and (any(below(way, roots) for way in ways) or not os.path.lexists(full))
 
     return gone
 

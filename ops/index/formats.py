@@ -18,6 +18,7 @@ import pyarrow as pa
 from ..base.atomic import replacing
 from ..base.errors import QwenchError
 from .fingerprint import META_KEY, Fingerprint, refuse_other
+from .names import BASE_KEY, Names
 
 if TYPE_CHECKING:
     from .table import IndexWriter
@@ -91,8 +92,8 @@ def matrix(batch: pa.RecordBatch) -> np.ndarray:
     return np.asarray(column.flatten(), np.float32).reshape(batch.num_rows, -1)
 
 
-def export(table: Any, out: Path, fingerprint: Fingerprint, precision: str) -> None:
-    """Write the table's rows, in order, as the file that `out` names.
+def export(table: Any, out: Path, fingerprint: Fingerprint, precision: str, base: str) -> None:
+    """Write the table's rows, in order, as the file that `out` names; `base` is `Names.to_json`.
 
     Raises:
         QwenchError: disk full, folder not writable.
@@ -102,6 +103,7 @@ def export(table: Any, out: Path, fingerprint: Fingerprint, precision: str) -> N
         "schema": 1,
         "fingerprint": fingerprint.to_dict(),
         "rows": table.count_rows(),
+        BASE_KEY: base,
         **quantize.meta(),
     }
     writers = {".parquet": _parquet, ".jsonl": _jsonl, ".npy": _npy, ".safetensors": _safetensors}
@@ -236,6 +238,8 @@ def reload(path: Path, writer: IndexWriter) -> None:
     count = 0
     try:
         for rows in _read_rows(path, meta):
+            if not count:
+                writer.names = Names.found(meta.get(BASE_KEY), path, [r["path"] for r in rows])
             writer.append(rows)
             count += len(rows)
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:

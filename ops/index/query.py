@@ -12,12 +12,17 @@ import numpy as np
 
 from ..base.errors import QwenchError
 from ..base.paths import local
+from ..text.fields import beside
+from .errors import lance_errors, retried, sentence
 from .fingerprint import Fingerprint
-from .schema import NAMES
-from .table import lance_errors, open_table, quoted, read_fingerprint
+from .names import Names
+from .schema import LANCE, NAMES, OURS
+from .table import names_of, open_table, quoted, read_fingerprint
 
 #: columns a hit shows, besides carried ones
 SHOWN = ["id", "path", "row", "row_id", "spans", "start_line", "end_line", "start_byte", "end_byte", "text", "tokens"]
+#: tokenizer of the full-text index: ICU's dictionaries, and parts of names such as foo_bar
+WORDS = "icu/split"
 #: below this an exact search is quick, and an approximate index only costs
 MANY_ROWS = 100_000
 
@@ -57,9 +62,9 @@ def open_for_search(index: str) -> SearchIndex:
         )
     with lance_errors(index):
         table = open_table(path)
-    if table is None:
-        raise QwenchError(f"no such index: `{index}`", f"make it with `qwench embed PATHS --out {index}`")
-    return SearchIndex(table, read_fingerprint(table, index), index)
+        if table is None:
+            raise QwenchError(f"no such index: `{index}`", f"make it with `qwench embed PATHS --out {index}`")
+        return SearchIndex(table, read_fingerprint(table, index), index, names_of(table, path))
 
 
 class SearchIndex:
@@ -67,10 +72,11 @@ class SearchIndex:
 
     Attributes:
         fingerprint: how its vectors were made.
+        names: what its paths count from.
     """
 
-    def __init__(self, table: Any, fingerprint: Fingerprint, name: str) -> None:
-        self.table, self.fingerprint, self.name = table, fingerprint, name
+    def __init__(self, table: Any, fingerprint: Fingerprint, name: str, names: Names) -> None:
+        self.table, self.fingerprint, self.name, self.names = table, fingerprint, name, names
 
     def count(self) -> int:
         """Number of passages."""
@@ -93,7 +99,7 @@ class SearchIndex:
             vector: (dim,) float32.
             min_score: least cosine similarity.
             where: SQL condition on columns.
-            path_glob: see `glob_regex`.
+            path_glob: see `glob_regex`; it is held against paths as they are stored.
             text: also search this in full text, and fuse both lists by reciprocal rank.
             exact: do not use an approximate index.
 
@@ -101,15 +107,19 @@ class SearchIndex:
             Hits with `score` (cosine), `fused` (RRF score, with text), and the columns of SHOWN and carried ones.
 
         Raises:
-            QwenchError: bad condition (code 2), damaged table.
+            QwenchError: bad condition or glob (code 2), damaged table.
         """
+        from lancedb.query import MatchQuery
+
         conditions = [f"({where})"] if where else []
         if path_glob:
             conditions.append(f"regexp_like(path, {quoted(glob_regex(path_glob))})")
         if text is not None:
             self._ensure_full_text()
             query = (
-                self.table.search(query_type="hybrid", vector_column_name="vector").vector(vector).text(_words(text))
+                self.table.search(query_type="hybrid", vector_column_name="vector")
+                .vector(vector)
+                .text(MatchQuery(text, "text"))
             )
         else:
             query = self.table.search(vector, vector_column_name="vector")
@@ -118,34 +128,37 @@ class SearchIndex:
             query = query.where(" AND ".join(conditions), prefilter=True)
         if exact:
             query = query.bypass_vector_index()
-        carried = [n for n in self.table.schema.names if n not in NAMES]
+        carried = [n for n in self.table.schema.names if n not in NAMES and n not in LANCE]
         try:
             found = query.select([*SHOWN, "extra", "vector", *carried]).limit(k).to_list()
         except (ValueError, RuntimeError) as error:
-            if where:
+            if path_glob and "regex parse error" in str(error) and "regexp" not in (where or "").lower():
+                raise QwenchError(f"the glob is not right: `{path_glob}`", "see its ranges in [ ]", code=2) from error
+            if where and isinstance(error, ValueError):
                 known = ", ".join(n for n in self.table.schema.names if n != "vector")
-                line = str(error).splitlines()[0].split(". Valid fields")[0][:160]
+                line = sentence(error).split(". Valid fields")[0]
                 raise QwenchError(
                     f"the filter is not right ({line}): `{where}`", f"columns: {known}", code=2
                 ) from error
             with lance_errors(self.name):
                 raise
-        hits = [_hit(row, vector) for row in found]
+        hits = [self._hit(row, vector) for row in found]
         if text is None:
             hits.sort(key=lambda h: -h["score"])
         return [h for h in hits if min_score is None or h["score"] >= min_score]
 
     def _ensure_full_text(self) -> None:
-        """A full-text index over `text` that covers every row."""
+        """A full-text index over `text` that covers every row, with words as ICU finds them in any script."""
         from lancedb.index import FTS
 
         with lance_errors(self.name), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = next((i for i in self.table.list_indices() if list(i.columns) == ["text"]), None)
-            if found is None:
-                self.table.create_index("text", config=FTS(with_position=False))
+            if found is None or (found.index_details or {}).get("base_tokenizer") != WORDS:
+                config = FTS(with_position=False, base_tokenizer=WORDS)
+                retried(self.table, lambda: self.table.create_index("text", config=config, replace=True))
             elif (stats := self.table.index_stats(found.name)) and stats.num_unindexed_rows:
-                self.table.optimize()
+                retried(self.table, self.table.optimize)
 
     def optimize(self, *, force: bool = False, sample: int = 200) -> dict[str, Any]:
         """Build an approximate index (IVF with HNSW, scalar-quantised, re-ranked by true vectors) and measure it.
@@ -176,22 +189,18 @@ class SearchIndex:
             found = [len(self._ids(v, True) & self._ids(v, False)) / min(10, rows) for v in picked]
         return {"rows": rows, "index": "IVF_HNSW_SQ", "sample": len(found), "recall_at_10": float(np.mean(found))}
 
+    def _hit(self, row: dict[str, Any], vector: np.ndarray) -> dict[str, Any]:
+        own = np.asarray(row.pop("vector"), np.float32)
+        score = float(own @ vector / max(float(np.linalg.norm(own)), 1e-12))
+        fused = {"fused": row["_relevance_score"]} if "_relevance_score" in row else {}
+        ours = {"score": score, **fused} | {n: row[n] for n in SHOWN}
+        ours["path"] = self.names.shown(row["path"])
+        ours["extra"] = json.loads(row["extra"]) if row["extra"] else {}
+        # Columns of older indexes may have our names; the fields are there as input_NAME, and in `extra`.
+        carried = {n: v for n, v in row.items() if n not in NAMES and n not in LANCE}
+        return ours | {n: v for n, v in beside(carried, dict.fromkeys(OURS)).items() if n not in OURS}
+
     def _ids(self, vector: list[float], exact: bool) -> set[str]:
         query = self.table.search(vector, vector_column_name="vector").distance_type("cosine").select(["id"])
         query = query.bypass_vector_index() if exact else query.refine_factor(4)
         return set(query.limit(10).to_arrow()["id"].to_pylist())
-
-
-def _words(text: str) -> str:
-    """A question as plain words: the full-text query language would read its marks as operators."""
-    return " ".join(re.findall(r"\w+", text)) or text
-
-
-def _hit(row: dict[str, Any], vector: np.ndarray) -> dict[str, Any]:
-    own = np.asarray(row.pop("vector"), np.float32)
-    hit: dict[str, Any] = {"score": float(own @ vector / max(float(np.linalg.norm(own)), 1e-12))}
-    if (fused := row.pop("_relevance_score", None)) is not None:
-        hit["fused"] = fused
-    row.pop("_distance", None)
-    row["extra"] = json.loads(row["extra"]) if row["extra"] else {}
-    return hit | row

@@ -24,10 +24,15 @@ from ..base.errors import QwenchError
 from ..base.lock import Lock
 from ..base.paths import check_output, local
 from . import formats
+from .columns import fit_columns, mend
+from .errors import lance_errors, retried
 from .fingerprint import META_KEY, Fingerprint, refuse_other
-from .schema import build_schema, carried_columns, to_batch
+from .names import BASE_KEY, Names
+from .schema import MOST_COLUMNS, build_schema, carried_columns, to_batch
 
 FLUSH_ROWS, FLUSH_SECONDS = 4_096, 5.0
+#: paths by which the folder that they count from is known again
+SOME = 1_000
 #: fragments after which a table is compacted
 MANY_FRAGMENTS = 16
 #: how long readers may go on with a version of the table that a run has replaced
@@ -48,32 +53,14 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-@contextmanager
-def lance_errors(where: str | Path) -> Iterator[None]:
-    """LanceDB's exceptions as one sentence."""
-    try:
-        yield
-    except QwenchError:
-        raise
-    except OSError as error:
-        raise QwenchError(f"the index cannot be written ({error.strerror or error}): `{where}`") from error
-    except (RuntimeError, ValueError) as error:
-        line = str(error).split(", /root/")[0].split(", rust/")[0].splitlines()[0][:160]
-        text = line.lower()
-        if "no space left" in text:
-            raise QwenchError(f"no space left on the disk: `{where}`", "free some; the same command goes on") from error
-        if "permission denied" in text or "read-only" in text:
-            raise QwenchError(f"the folder cannot be written: `{where}`", "choose another --out") from error
-        raise QwenchError(
-            f"the index is damaged or was not made by this program ({line}): `{where}`",
-            "restore it from a copy, or move it away and embed again",
-        ) from error
-
-
 class IndexWriter:
     """Rows go in, documents replace their older versions, and `finish` makes the output.
 
     Not for direct use: see `open_index`.
+
+    Attributes:
+        names: what paths of documents are stored as.
+        notes: what the user should know.
     """
 
     def __init__(self, out: Path, folder: Path, fingerprint: Fingerprint, precision: str) -> None:
@@ -81,6 +68,8 @@ class IndexWriter:
         self.fingerprint, self.precision = fingerprint, precision
         self.notes: list[str] = []
         self.lock = Lock(out)
+        self.names = Names.here()
+        self._left_out: set[str] = set()
         self._table: Any = None
         self._buffer: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
@@ -95,6 +84,8 @@ class IndexWriter:
             if self._table is None:
                 return
             refuse_other(read_fingerprint(self._table, self.out), self.fingerprint, str(self.out))
+            mend(self._table)
+            self.names = names_of(self._table, self.out)
             self._take_stock()
 
     def _take_stock(self) -> None:
@@ -150,12 +141,7 @@ class IndexWriter:
         """Make everything appended so far durable, then drop the versions it replaces."""
         with lance_errors(self.out):
             if self._buffer:
-                if self._table is None:
-                    carried = carried_columns(self._buffer)
-                    precision = self.precision if self.out == self.folder else "float32"
-                    schema = build_schema(self.fingerprint, precision, carried)
-                    self._table = connect(self.folder).create_table(self.folder.stem, schema=schema)
-                self._table.add(to_batch(self._buffer, self._table.schema))
+                self._add()
             for row in self._buffer:
                 if row["last"] and row["key"] in self._states:
                     self._stale[row["key"]] = row["content_hash"]
@@ -165,9 +151,22 @@ class IndexWriter:
             self._delete([f"(key = {quoted(k)} AND content_hash != {quoted(h)})" for k, h in stale.items()])
         self._flushed = time.monotonic()
 
+    def _add(self) -> None:
+        if self._table is None:
+            precision = self.precision if self.out == self.folder else "float32"
+            schema = build_schema(self.fingerprint, precision, {BASE_KEY: self.names.to_json(self.out)})
+            self._table = connect(self.folder).create_table(self.folder.stem, schema=schema)
+        for name in fit_columns(self._table, carried_columns(self._buffer)):
+            if not self._left_out:
+                said = f"an index has {MOST_COLUMNS} carried columns at most; `{name}` and others are in `extra` alone"
+                self.notes.append(f"{said}: `{self.out}`")
+            self._left_out.add(name)
+        retried(self._table, lambda: self._table.add(to_batch(self._buffer, self._table.schema)))
+
     def _delete(self, conditions: list[str], step: int = 200) -> None:
         for at in range(0, len(conditions), step):
-            self._table.delete(" OR ".join(conditions[at : at + step]))
+            some = " OR ".join(conditions[at : at + step])
+            retried(self._table, lambda some=some: self._table.delete(some))
 
     def prune(self, gone: Callable[[str, str], bool]) -> int:
         """Delete the documents for which `gone(key, path)` holds; returns how many."""
@@ -194,10 +193,11 @@ class IndexWriter:
         with lance_errors(self.out), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if len(list((self.folder / "data").glob("*.lance"))) > MANY_FRAGMENTS:
-                self._table.optimize(cleanup_older_than=KEEP_OLD)
+                retried(self._table, lambda: self._table.optimize(cleanup_older_than=KEEP_OLD))
             rows = self._table.count_rows()
             if self.out != self.folder:
-                formats.export(self._table, self.out, self.fingerprint, self.precision)
+                base = self.names.to_json(self.out)
+                formats.export(self._table, self.out, self.fingerprint, self.precision, base)
         return {"rows": rows, "bytes": size_of(self.out)}
 
 
@@ -228,6 +228,13 @@ def read_fingerprint(table: Any, where: str | Path) -> Fingerprint:
         return Fingerprint.from_json(found or b"null")
     except ValueError:
         raise QwenchError(f"the table was not made by qwench embed: `{where}`", "choose another name") from None
+
+
+def names_of(table: Any, index: Path) -> Names:
+    """What paths in a table count from; see `Names.found`."""
+    said = (table.schema.metadata or {}).get(BASE_KEY.encode())
+    stored = table.search().select(["path"]).limit(SOME).to_arrow()["path"].to_pylist()
+    return Names.found(said.decode() if said else None, index, stored)
 
 
 def size_of(path: Path) -> int:

@@ -7,7 +7,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ..index.fingerprint import Fingerprint
+    from ..index.table import IndexWriter
     from ..models.hub import Checkpoint
 
 #: a window is what about this many seconds of embedding take, so that a kill loses no more than that
@@ -135,16 +136,19 @@ class Session:
             made.append(Warned("layout", text, self.checkpoint.name))
         return made
 
-    def feed(self, found: Sequence[Any], stdin: BinaryIO | None, state: Any = None) -> Feed:
+    def feed(self, found: Sequence[Any], stdin: BinaryIO | None, index: IndexWriter | None = None) -> Feed:
+        """Windows of what an index lacks of the found files, or of everything; its documents have the index's names."""
         from ..text.chunks import tokenizers_adapter
 
         def unchanged(path: str, content_hash: str) -> bool:
-            known = state(path, content_hash) if state else None
+            known = index.state(index.names.stored(path), content_hash) if index else None
             return bool(known and known.complete and known.content_hash == content_hash)
 
         documents = read_documents(found, self.options.read, stdin=stdin, unchanged=unchanged)
+        if index:
+            documents = (d if isinstance(d, Warned) else replace(d, path=index.names.stored(d.path)) for d in documents)
         tokenize = tokenizers_adapter(self.model.tokenizer.backend)
-        return Feed(documents, tokenize, self.chunking, state, FIRST_WINDOW_TOKENS)
+        return Feed(documents, tokenize, self.chunking, index.state if index else None, FIRST_WINDOW_TOKENS)
 
     def input_ids(self, entries: Sequence[Entry]) -> list[list[int]]:
         """Model inputs: content ids between special ids, cut to the model's length."""
