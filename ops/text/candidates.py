@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, BinaryIO
 
 from ..base.errors import QwenchError
@@ -101,11 +102,13 @@ def read_candidates(
     if lines:
         yield from _lines(stdin)
     named = {f.path for f in found if isinstance(f, Found) and f.named}
-    for item in read_documents(found, rows, stdin=stdin):
-        if isinstance(item, Warned):
-            yield item
-        else:
-            yield from _of_document(item, _is_whole(options, item, named), cutting)
+    # A table that is named must have the column; one that lies in a folder may be text like the rest.
+    for whole, some in groupby(found, lambda f: isinstance(f, Found) and (f.named or f.stream)):
+        for item in read_documents(some, rows if whole else options.read, stdin=stdin):
+            if isinstance(item, Warned):
+                yield item
+            else:
+                yield from _of_document(item, _is_whole(options, item, named), cutting)
 
 
 def _fields(options: ReadOptions) -> dict[str, Any]:

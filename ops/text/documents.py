@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
@@ -19,10 +20,12 @@ from ..base.events import Warned
 from .decode import Settled, Undecodable, looks_binary, settle
 from .find import find_files
 from .inputs import Found, ReadOptions, lost, quoted
-from .rows import RowReader
+from .rows import GZIP_ERRORS, RowReader
 from .segments import SEGMENT, cut_segments
 from .sources import Source, load
 from .types import Document, Segment
+
+GZIP = b"\x1f\x8b"
 
 __all__ = ["Found", "ReadOptions", "find_files", "read_documents"]
 
@@ -82,6 +85,12 @@ def _read(
         return
     if rows.wants(item) and (yield from rows.read(item, source)):
         return
+    if as_text and item.path.lower().endswith(".gz") and source.head.startswith(GZIP):
+        try:
+            yield from _text(item, source.unpacked(), declared, segment_chars)
+        except GZIP_ERRORS as error:
+            yield Warned("unreadable", f"{quoted(item.path)} is a damaged gzip file: {error}", item.path, True)
+        return
     yield from _text(item, source, declared, segment_chars)
 
 
@@ -99,10 +108,12 @@ def _text(item: Found, source: Source, declared: str | None, segment_chars: int)
         return
     if settled.note:
         yield Warned("encoding", f"{quoted(item.path)} {settled.note}", item.path)
+    if source.packed:
+        settled = replace(settled, exact=False)  # spans count in what is unpacked
     yield Document(
         path=item.path,
         content_hash=settled.content_hash,
-        size=settled.size,
+        size=source.size if source.packed else settled.size,
         encoding=settled.codec if settled.exact else "utf-8",
         segments=partial(_segments, item, source, settled, segment_chars),
         spans="file" if settled.exact else "converted",

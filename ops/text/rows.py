@@ -21,7 +21,7 @@ from .types import Document
 
 Stream = Iterator[Document | Warned]
 FIELD_LIMIT = 1 << 28  # characters of a CSV field; a quote that is never closed ends here, not with the memory
-_GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 
 
 class RowReader:
@@ -52,7 +52,7 @@ class RowReader:
             if suffix in (".jsonl", ".ndjson"):
                 return (yield from self.jsonl(item, source, suffix))
             return (yield from self.csv(item, source, suffix))
-        except _GZIP_ERRORS as error:
+        except GZIP_ERRORS as error:
             yield Warned("unreadable", f"{quoted(item.path)} is a damaged gzip file: {error}", item.path, True)
             return True
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from .decode import SNIFF
@@ -27,6 +28,7 @@ class Source:
         data: all bytes, of a small input.
         file: absolute path, of a large file.
         spool: unlinked temporary file, of a large stream.
+        packed: the bytes are those that a gzip file holds.
     """
 
     head: bytes
@@ -34,6 +36,7 @@ class Source:
     data: bytes | None = None
     file: str | None = None
     spool: BinaryIO | None = field(default=None, repr=False)
+    packed: bool = False
 
     def open(self) -> BinaryIO:
         """A new seekable reader from the start.
@@ -41,6 +44,19 @@ class Source:
         Raises:
             OSError: the file is gone or closed to us.
         """
+        return gzip.GzipFile(fileobj=self._open()) if self.packed else self._open()  # type: ignore[return-value]
+
+    def unpacked(self) -> Source:
+        """What a gzip file holds.
+
+        Raises:
+            OSError, EOFError, zlib.error: it is damaged at its start.
+        """
+        inside = replace(self, packed=True)
+        with inside.open() as stream:
+            return replace(inside, head=stream.read(SNIFF))
+
+    def _open(self) -> BinaryIO:
         if self.data is not None:
             return io.BytesIO(self.data)
         if self.file is not None:
@@ -50,7 +66,7 @@ class Source:
 
     def blocks(self) -> Iterator[bytes]:
         """All bytes, about 1 MiB at a time."""
-        if self.data is not None:
+        if self.data is not None and not self.packed:
             yield self.data
             return
         with self.open() as stream:

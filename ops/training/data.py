@@ -129,9 +129,9 @@ def read_blocks(options: DataOptions, tokenizer: TextTokenizer, end: int) -> Ite
         if isinstance(item, Warned):
             yield item
             continue
-        key, ids = item
+        text, ids = item
         ids = [*ids, end]
-        if own and room > 0 and _number(key, options.seed) % HOLD_OUT == 0:
+        if own and room > 0 and _number(text, options.seed) % HOLD_OUT == 0:
             held += ids
             counts[1] += 1
             room -= len(ids)
@@ -153,7 +153,7 @@ def read_blocks(options: DataOptions, tokenizer: TextTokenizer, end: int) -> Ite
         counts[1] += 1
         if len(held) >= most:
             break
-    note = "from --eval-data" if options.eval_data else f"one document in {HOLD_OUT}, by a hash of its name"
+    note = "from --eval-data" if options.eval_data else f"one document in {HOLD_OUT}, by a hash of its text"
     if own and (len(held) < HELD_LEAST * length or len(train) < length):
         train += held
         cut = max(len(train) // HOLD_OUT, HELD_LEAST * length)
@@ -175,14 +175,15 @@ def read_blocks(options: DataOptions, tokenizer: TextTokenizer, end: int) -> Ite
     yield found
 
 
-def _number(key: str, seed: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest())
+def _number(text: str, seed: int) -> int:
+    """The same wherever the text lies, so that the same data elsewhere is parted the same way."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{text}".encode("utf-8", "replace"), digest_size=8).digest())
 
 
 def _documents(
     options: DataOptions, names: tuple[str, ...], tokenizer: TextTokenizer
 ) -> Iterator[Warned | tuple[str, list[int]]]:
-    """(name, token ids) of every document, in an order of the seed; files that cannot be read are told."""
+    """(text, token ids) of every document, in an order of the seed; files that cannot be read are told."""
     if not names:
         raise QwenchError("there is no data to train on", "name files, folders or a hub data set: --data docs")
     for name in names:
@@ -202,7 +203,7 @@ def _documents(
             yield item
         else:
             text = "".join(s.text for s in item.segments())
-            yield item.key, tokenizer.ids([text])[0]
+            yield text, tokenizer.ids([text])[0]
 
 
 def _rows(options: DataOptions, name: str, tokenizer: TextTokenizer) -> Iterator[tuple[str, list[int]]]:
@@ -221,9 +222,9 @@ def _rows(options: DataOptions, name: str, tokenizer: TextTokenizer) -> Iterator
         line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise QwenchError(f"the data set cannot be opened ({line}): `{name}`", "check its name and split") from error
     column = options.read.text_field or "text"
-    for number, row in enumerate(rows):
+    for row in rows:
         if not isinstance(row.get(column), str):
             raise QwenchError(
                 f"the data set has no text column `{column}`, only {', '.join(row)}: `{name}`", "name it: --text-field"
             )
-        yield f"{name}#{number}", tokenizer.ids([row[column]])[0]
+        yield row[column], tokenizer.ids([row[column]])[0]
