@@ -71,7 +71,7 @@ class Names:
         if self.base is None:
             return real
         # A link from the folder to the outside keeps its name: that is where the file is looked for.
-        for full in (real, os.path.join(_real(os.getcwd()), path)):
+        for full in (real, spelled):
             if full.startswith(self.base.rstrip("/") + "/"):
                 return os.path.relpath(full, self.base)
         return real

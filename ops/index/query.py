@@ -12,11 +12,11 @@ import numpy as np
 
 from ..base.errors import QwenchError
 from ..base.paths import local
-from ..text.fields import beside
+from ..text.fields import PREFIX
 from .errors import lance_errors, retried, sentence
 from .fingerprint import Fingerprint
 from .names import Names
-from .schema import LANCE, NAMES, OURS
+from .schema import HIT, LANCE, NAMES, OURS
 from .table import names_of, open_table, quoted, read_fingerprint
 
 #: columns a hit shows, besides carried ones
@@ -196,9 +196,9 @@ class SearchIndex:
         ours = {"score": score, **fused} | {n: row[n] for n in SHOWN}
         ours["path"] = self.names.shown(row["path"])
         ours["extra"] = json.loads(row["extra"]) if row["extra"] else {}
-        # Columns of older indexes may have our names; the fields are there as input_NAME, and in `extra`.
-        carried = {n: v for n, v in row.items() if n not in NAMES and n not in LANCE}
-        return ours | {n: v for n, v in beside(carried, dict.fromkeys(OURS)).items() if n not in OURS}
+        # Older indexes may have columns of our names.
+        carried = {n: v for n, v in row.items() if n not in OURS}
+        return {PREFIX + n: v for n, v in row.items() if n in HIT} | carried | ours
 
     def _ids(self, vector: list[float], exact: bool) -> set[str]:
         query = self.table.search(vector, vector_column_name="vector").distance_type("cosine").select(["id"])
