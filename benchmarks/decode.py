@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from memory import peak_bytes
+from qwench.ops.base.runtime import Runtime
 
 PREFILL, DECODE = 512, 256
 
@@ -44,14 +45,11 @@ def run_ours(
 
     loaded = load_causal(
         resolve(model),
-        device="cpu",
-        dtype=dtype,
-        quantize=quantize,
-        engine=engine,
         slots=batch,
         context=2048,
-        threads=threads(),
-        kernels=kernels,
+        runtime=Runtime(
+            device="cpu", dtype=dtype, quantize=quantize, engine=engine, threads=threads(), kernels=kernels
+        ),
     )
     generator = Generator(loaded.engine, loaded.tokenizer, Think.of(loaded.tokenizer), [])
     requests = [

@@ -42,14 +42,7 @@ def bench_model(model: str, runtime: Runtime, seq: int, batch: tuple[int, ...]) 
     yield Started("load")
     checkpoint = resolve(model)
     yield from prepared(runtime)
-    loaded = load_causal(
-        checkpoint,
-        device=runtime.device,
-        dtype=runtime.dtype,
-        slots=max(batch),
-        engine="torch",
-        kernels=runtime.kernels,
-    )
+    loaded = load_causal(checkpoint, replace(runtime, engine="torch"), slots=max(batch))
     for name in ("device", "dtype", "kernels"):
         choice = getattr(loaded, name)
         yield Chose(name, choice.value, choice.reason)

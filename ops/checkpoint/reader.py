@@ -48,6 +48,9 @@ class Reader(Protocol):
 class Source:
     """A checkpoint: its tensors, its config, and what is odd about it.
 
+    Args:
+        reader: tensors to take in place of those in `path`.
+
     Attributes:
         folder: where config and side files lie.
         reader: its tensors.
@@ -57,11 +60,11 @@ class Source:
         QwenchError: no weights, a damaged file, an index that does not fit.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reader: Reader | None = None) -> None:
         self.path = path
         self.folder = path if path.is_dir() else path.parent
         self.problems: list[str] = []
-        self.reader: Reader = self._folder() if path.is_dir() else self._file(path)
+        self.reader: Reader = reader or (self._folder() if path.is_dir() else self._file(path))
         self.files = sorted({info.file for info in self.reader.infos.values()})
 
     def _file(self, path: Path) -> Reader:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..models.hub import Checkpoint
 
 KINDS = ("retrieval", "ppl")
-#: tokens of a window of text, and rows of logits at a time
-WINDOW, ROWS = 512, 128
+#: tokens of a window of text
+WINDOW = 512
 CUTOFF = 10
 
 
@@ -163,29 +163,28 @@ def _loss(checkpoint: Checkpoint, text: str, threads: int) -> dict[str, float]:
     """Loss of every token but the first, each seen after the part of its window that is before it."""
     import torch
 
+    from ..base.runtime import Runtime
     from ..checkpoint.sidecars import read_json
-    from ..models.device import pick_device, pick_threads
-    from ..models.load_decoder import load_decoder, unknown
+    from ..models.load_decoder import unknown
     from ..models.tokenizer import TextTokenizer
+    from ..writing.likelihood import ROWS
+    from ..writing.local import LocalWriter
+    from ..writing.writer import Text
 
-    config = read_json(checkpoint.path / "config.json")
-    if reason := unknown(config):
+    if reason := unknown(read_json(checkpoint.path / "config.json")):
         raise QwenchError(f"ppl cannot run {reason}: `{checkpoint.name}`", "measure a decoder")
     ids = TextTokenizer.load(checkpoint.path).ids([text])[0]
     if len(ids) < 2:
         raise QwenchError("the text to measure with is shorter than two tokens")
-    torch.set_num_threads(pick_threads(threads).value)
-    model, _ = load_decoder(checkpoint, config, pick_device().value, "float32")
-    window = min(WINDOW, model.max_positions)
-    total = 0.0
-    with torch.inference_mode():
-        # Windows share a token: the last of one is the first that the next is told.
-        for at in range(0, len(ids) - 1, window - 1):
-            piece = torch.tensor(ids[at : at + window], device=model.device)
-            hidden = model.hidden(piece[:-1], [len(piece) - 1])
-            for first in range(0, len(hidden), ROWS):
-                logits = model.head(hidden[first : first + ROWS]).float()
-                wanted = piece[1 + first : 1 + first + len(logits)]
-                total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+    writer = LocalWriter(checkpoint, Runtime(dtype="float32", kernels="eager", engine="torch", threads=threads))
+    for _ in writer.load():
+        pass
+    [found] = writer.score([Text(ids=ids, window=WINDOW)])
+    values, total = torch.tensor(found.logprobs), 0.0
+    # By windows and the rows that a head computes at a time, added up as cross_entropy does.
+    for window in values.split(min(WINDOW, writer.context) - 1):
+        for part in window.split(ROWS):
+            nothing = torch.zeros(len(part), dtype=torch.int64)
+            total += float(torch.nn.functional.nll_loss(part[:, None], nothing, reduction="sum"))
     nats = total / (len(ids) - 1)
     return {"nats_per_token": nats, "perplexity": math.exp(nats) if nats < 700 else math.inf}

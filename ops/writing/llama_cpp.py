@@ -117,6 +117,7 @@ class LlamaCpp:
             lib.llama_model_free(self._model)
             raise QwenchError(f"llama.cpp has no room for {self.context} tokens{_last()}", "make --context smaller")
         self._memory = lib.llama_get_memory(self._ctx)
+        self.forks = hasattr(lib, "llama_memory_seq_cp")
         self._vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
         self._size = settings.n_batch
         self._batch = lib.llama_batch_init(self._size, 0, 1)
@@ -136,6 +137,17 @@ class LlamaCpp:
         """See Engine."""
         for values in (self._lengths, self._numbers):
             values[a], values[b] = values[b], values[a]
+
+    def fork(self, slot: int, into: int, length: int | None = None) -> None:
+        """See Engine."""
+        held = self._lengths[slot] if length is None else min(length, self._lengths[slot])
+        if slot != into:
+            source, target = self._numbers[slot], self._numbers[into]
+            self._lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+            # Whole: each sequence has a cache of its own, and the library ends the process on part of one.
+            self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self._lengths[into] = self._lengths[slot]
+        self.keep(into, held)
 
     def feed(self, new: dict[int, list[int]]) -> Tensor:
         """See Engine.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.runtime import Runtime
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.reader import Source
 from ..checkpoint.sidecars import json_of
@@ -42,30 +43,24 @@ class Chatty:
 
 def load_causal(
     checkpoint: Checkpoint,
+    runtime: Runtime | None = None,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
-    quantize: str = "none",
     context: int = 0,
     slots: int = 1,
-    engine: str = "auto",
-    threads: int = 0,
     streams: int = 0,
-    kernels: str = "auto",
 ) -> Chatty:
     """Load a decoder for writing.
 
     Args:
         context: longer than the model's own: static YaRN; 0 for its own.
         slots: sequences at a time.
-        engine: torch, llama.cpp or auto.
         streams: of a ParScale checkpoint, 0 for its own number, 1 for the decoder without them.
-        kernels: see `pick_kernels`.
 
     Raises:
         QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
     """
-    source = Source(checkpoint.path)
+    r = runtime or Runtime()
+    source = Source(checkpoint.path, checkpoint.reader)
     # The head of a GGUF file is parsed once.
     checkpoint = replace(checkpoint, reader=checkpoint.reader or source.reader)
     parallel = source.config()
@@ -76,18 +71,18 @@ def load_causal(
             f"make them: qwench parscale-recycle {checkpoint.name} OUT --streams {streams}",
         )
     reason = unknown(config)
-    where = pick_device(device)
+    where = pick_device(r.device)
     # With llama.cpp the C kernels need not be built.
-    fast = Choice("eager", "") if engine == "llama.cpp" else pick_kernels(kernels, where.value)
-    asked = [f"--{name} {value}" for name, value in (("kernels", kernels), ("dtype", dtype)) if value != "auto"]
+    fast = Choice("eager", "") if r.engine == "llama.cpp" else pick_kernels(r.kernels, where.value)
+    asked = [f"--{name} {value}" for name, value in (("kernels", r.kernels), ("dtype", r.dtype)) if value != "auto"]
     runner = pick_engine(
-        engine, checkpoint.path, where.value, quantize, reason, _slower(source, config, fast.value), " ".join(asked)
+        r.engine, checkpoint.path, where.value, r.quantize, reason, _slower(source, config, fast.value), " ".join(asked)
     )
     long = stretched(config, context) if context > config["max_position_embeddings"] else None
     tokenizer, files = texts_of(source)
     running: Engine
     if runner.value == "llama.cpp":
-        running = LlamaCpp(checkpoint.path, context, slots, threads, long and long["rope_parameters"])
+        running = LlamaCpp(checkpoint.path, context, slots, r.threads, long and long["rope_parameters"])
         where = where if where.value == "cpu" else Choice("cpu", "llama.cpp's library is used on the CPU here")
         numbers = Choice("float32", "llama.cpp computes from the file's own blocks")
         fast = Choice("llama.cpp", "its library has its own")
@@ -95,7 +90,7 @@ def load_causal(
         raise QwenchError(f"chat cannot run {reason} yet: `{checkpoint.name}`", f"it runs {', '.join(FAMILIES)}")
     else:
         running, numbers = load_decoder(
-            checkpoint, long or config, where.value, dtype, quantize, slots, streams, fast.value
+            checkpoint, long or config, where.value, r.dtype, r.quantize, slots, streams, fast.value
         )
     ends = _ends(config, files, tokenizer)
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..base.atomic import write
 from ..base.errors import QwenchError
-from ..base.events import Chose, Events, Finished, Produced, Started, Warned
+from ..base.events import Events, Finished, Produced, Warned
 from ..base.paths import local
 from ..base.runtime import Runtime
-from ..kernels.choose import prepared
-from ..models.device import pick_threads
-from ..models.hub import resolve
 from ..text.rows import json_lines
-from .generate import Generator, Request, Turn
-from .load import load_causal
-from .sampling import PLAIN, THINKING
-from .thinking import NON_THINKING, STOPS, Think, budget_of
+from .local import LocalWriter
+from .thinking import STOPS, budget_of
+from .writer import Ask, Turn, Writer, refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +49,10 @@ class ChatOptions:
 
 
 class Chat:
-    """A loaded model and the conversation with it.
+    """A conversation, and what its asks have in common; a writer answers them.
 
     Attributes:
+        writer: there once `load` has run.
         messages: role and content of every turn, without thoughts; turns: what `turn` told of each answer.
     """
 
@@ -79,51 +76,19 @@ class Chat:
         """The model, with the choices made; yields Chose and Warned.
 
         Raises:
-            QwenchError: see `load_causal`; a budget for a model that does not think.
+            QwenchError: see `LocalWriter.load`; a budget for a model that does not think.
         """
-        import torch
-
         o = self.options
-        r = o.runtime
-        threads = pick_threads(r.threads)
-        torch.set_num_threads(threads.value)
-        yield Chose("threads", threads.value, threads.reason)
-        yield Started("load")
-        checkpoint = resolve(o.model, r.revision, r.offline)
-        if r.engine != "llama.cpp":
-            yield from prepared(r)
-        self.loaded = load_causal(
-            checkpoint,
-            device=r.device,
-            dtype=r.dtype,
-            quantize=r.quantize,
+        writer = LocalWriter(
+            o.model,
+            o.runtime,
             context=o.context,
             slots=o.slots,
-            engine=r.engine,
-            kernels=r.kernels,
-            threads=threads.value,
             streams=o.streams,
         )
-        for name, choice in (
-            ("engine", self.loaded.runner),
-            ("device", self.loaded.device),
-            ("dtype", self.loaded.dtype),
-            ("kernels", self.loaded.kernels),
-        ):
-            yield Chose(name, choice.value, choice.reason)
-        self.think = Think.of(self.loaded.tokenizer, o.think_message)
-        if self.budget > 0 and not self.think.tagged and not o.force_think:
-            raise QwenchError(
-                f"the model has no thinking tags, so there is nothing to give a budget to: `{o.model}`",
-                "leave --think-budget out, or open a block by text with --force-think",
-            )
-        if self.loaded.template.source is None:
-            yield Warned("template", "the model has no chat template: the prompt is continued as plain text")
-        if o.context and o.context > 32768:
-            yield Warned("context", "YaRN is static here: short texts may get worse; leave --context out for them")
-        elif o.context:
-            self.loaded.engine.context = min(o.context, self.loaded.engine.context)
-        self.generator = Generator(self.loaded.engine, self.loaded.tokenizer, self.think, self.loaded.ends)
+        yield from writer.load()
+        self.writer: Writer = writer
+        refuse(self.writer, self.ask(None, [], 0).needs())
 
     def switch(self, model: str) -> Events:
         """Another model for the same conversation; when it cannot be loaded the one at work stays. Yields as `load`.
@@ -140,12 +105,7 @@ class Chat:
             )
         )
         yield from other.load()
-        self.options, self.loaded, self.think, self.generator = (
-            other.options,
-            other.loaded,
-            other.think,
-            other.generator,
-        )
+        self.options, self.writer = other.options, other.writer
 
     def reset(self) -> None:
         """Forget everything but the system message."""
@@ -165,7 +125,7 @@ class Chat:
 
     def stop(self) -> None:
         """End the running answer after the token it is at; what there is of it is kept."""
-        self.generator.stopping = True
+        self.writer.stop()
 
     def turn(self, prompt: str) -> Events:
         """Ask; yields Produced pieces (kind thinking or answer, text), then Finished with the turn.
@@ -175,72 +135,51 @@ class Chat:
         """
         self.messages.append({"role": "user", "content": prompt})
         try:
-            request = self.request(None, self.messages, self.seed + len(self.turns))
+            prepared = self.writer.prepare(self.ask(None, self.messages, self.seed + len(self.turns)))
         except QwenchError:
             self.messages.pop()
             raise
-        if request.max_tokens < self.options.max_tokens:
-            yield Warned("context", f"the context has room for an answer of {request.max_tokens} tokens only")
-        for item in self.generator.run([request]):
+        if prepared.max_tokens < self.options.max_tokens:
+            yield Warned("context", f"the context has room for an answer of {prepared.max_tokens} tokens only")
+        for item in self.writer.run([prepared]):
             if isinstance(item, Turn):
                 self.messages.append({"role": "assistant", "content": item.answer})
-                self.turns.append(self.report(item, request))
+                self.turns.append(self.report(item))
                 yield Finished(self.turns[-1])
             else:
-                yield Produced({"kind": item[1], "text": item[2]})
+                yield Produced({"kind": item.kind, "text": item.text})
 
-    def request(self, key: Any, messages: list[dict[str, Any]], seed: int) -> Request:
-        """Messages as ids, with the limits that apply.
-
-        Raises:
-            QwenchError: the context has no room for them and one token more.
-        """
-        o, tagged = self.options, self.think.tagged
-        thinks = self.budget != 0 and (tagged or o.force_think)
-        text, opening = self.loaded.template.render(messages, thinking=(thinks if tagged else None))
-        opened = opening.rfind("<think>") > opening.rfind("</think>")
-        if self.budget == 0 and tagged and "</think>" not in opening:
-            text = text.removesuffix("<think>\n") + NON_THINKING if opened else text + NON_THINKING
-            opened = False
-        if o.force_think and thinks and not opened:
-            text, opened = text + "<think>\n", True
-        ids = self.loaded.tokenizer.ids([text])[0]
-        if not ids:
-            raise QwenchError("the prompt is empty", "say something")
-        room = self.loaded.engine.context - len(ids) - 2
-        if thinks:
-            room -= len(self.think.message)
-        if room < 1:
-            raise QwenchError(
-                f"the prompt has {len(ids)} tokens, and the context of {self.loaded.engine.context} has no room for "
-                "an answer",
-                "shorten it, /reset the conversation, or widen the context with --context",
-            )
-        sampling = replace(THINKING if thinks else PLAIN, **dict(o.sampling))
-        return Request(
-            key, ids, min(o.max_tokens, room), self.budget, opened, o.think_stop, sampling, seed, o.stops, o.logprobs
+    def ask(self, key: Any, messages: list[dict[str, Any]], seed: int) -> Ask:
+        """Messages, with what the options say of every ask."""
+        o = self.options
+        return Ask(
+            key,
+            tuple(messages),
+            sampling=o.sampling,
+            seed=seed,
+            max_tokens=o.max_tokens,
+            budget=self.budget,
+            think_stop=o.think_stop,
+            think_message=o.think_message,
+            force_think=o.force_think,
+            stops=o.stops,
+            logprobs=o.logprobs,
         )
 
-    def report(self, turn: Turn, request: Request) -> dict[str, Any]:
+    def report(self, turn: Turn) -> dict[str, Any]:
         """A turn as JSON-able data with stable keys."""
-        s = request.sampling
         names = ("thinking", "answer", "closed_by", "finish", "prompt_tokens", "cached_tokens", "thinking_tokens")
         found = {name: getattr(turn, name) for name in (*names, "answer_tokens", "inserted_tokens")}
         found["generated_tokens"] = len(turn.generated)
-        found["budget"] = self.budget
+        found["budget"] = turn.budget
         found["seconds"], found["first_token_seconds"] = round(turn.seconds, 4), round(turn.first_seconds, 4)
         later = turn.seconds - turn.first_seconds
         found["tokens_per_second"] = round((len(turn.generated) - 1) / later, 2) if later > 0 else None
-        found["seed"] = request.seed
-        found["sampling"] = {name: getattr(s, name) for name in s.__dataclass_fields__}
-        if request.logprobs is not None:
-            found["logprobs"] = [self._named(entry) for entry in turn.logprobs]
+        found["seed"] = turn.seed
+        found["sampling"] = asdict(turn.sampling) if turn.sampling else {}
+        if self.options.logprobs is not None:
+            found["logprobs"] = turn.logprobs
         return found
-
-    def _named(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """A log-probability with the text of its token, its alternatives too."""
-        text = self.loaded.tokenizer.backend.decode([entry["id"]], skip_special_tokens=False)
-        return {"token": text} | entry | ({"top": [self._named(e) for e in entry["top"]]} if "top" in entry else {})
 
     def save(self, path: Path) -> None:
         """The conversation as JSON lines, whole or not at all.

@@ -66,13 +66,24 @@ class Think:
 
 
 class Stream:
-    """Ids become text, piece by piece: whole characters only, and nothing that may be the start of a stop string."""
+    """Ids become text, piece by piece: whole characters only, and nothing that may be the start of a stop string.
 
-    def __init__(self, tokenizer: TextTokenizer, stops: tuple[str, ...] = (), strip: bool = True) -> None:
+    Args:
+        stops: strings that end the text, not part of it.
+        strip: leave out white space at the beginning.
+        after: ids that the text goes on from; a character that they leave open is told whole.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, stops: tuple[str, ...] = (), strip: bool = True, after: list[int] | None = None
+    ) -> None:
         self._decode = tokenizer.backend.decode
         self._stops, self._strip = stops, strip
-        self._ids: list[int] = []
-        self._from = self._to = 0
+        self._ids: list[int] = list(after or ())
+        self._given = self._to = len(self._ids)
+        self._from = 0
+        while self._to and self._decode(self._ids[: self._to]).endswith("�"):
+            self._to -= 1
         self._held = ""
         self.text = ""
         self.stopped: str | None = None
@@ -120,6 +131,8 @@ class Stream:
 
     def flush(self) -> str:
         """What was held back, at the end."""
-        rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._to])) :]
+        rest = ""
+        if len(self._ids) > self._given:
+            rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._to])) :]
         held, self._held, self._from, self._to = self._held, "", self._to, len(self._ids)
         return self._out(held + rest)

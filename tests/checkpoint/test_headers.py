@@ -12,6 +12,7 @@ import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Warned
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.checkpoint import gguf_file, gguf_reader
 from qwench.ops.checkpoint.reader import Source
 from qwench.ops.convert import ConvertOptions, convert
@@ -162,7 +163,7 @@ def test_a_gguf_head_is_parsed_once_by_a_load(qwen3: Path, monkeypatch: pytest.M
     from qwench.ops.writing.load import load_causal
 
     counts = counted(monkeypatch)
-    load_causal(resolve(str(qwen3)), device="cpu", engine="torch", kernels="eager")
+    load_causal(resolve(str(qwen3)), runtime=Runtime(device="cpu", engine="torch", kernels="eager"))
     assert counts == {"parsed": 1, "scanned": 1}
 
 

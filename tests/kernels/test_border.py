@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.kernels.native import border, rows
 from qwench.ops.kernels.native import library as native_library
 from qwench.ops.kernels.native.border import Matrix
@@ -301,7 +302,7 @@ def test_a_checkpoint_with_heads_that_cannot_be(change: dict[str, int], kernels:
     config = json.loads((folder / "config.json").read_text()) | change
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(QwenchError, match=r"heads"):
-        load_causal(resolve(str(folder)), device="cpu", dtype="float32", kernels=kernels)
+        load_causal(resolve(str(folder)), runtime=Runtime(device="cpu", dtype="float32", kernels=kernels))
 
 
 def test_without_assertions_too() -> None:

@@ -36,7 +36,9 @@ def test_decoding_on_cuda_is_decoding_on_the_cpu(tmp_path: Path, kind: str, kern
     found = {}
     for device in ("cpu", "cuda"):
         mine = kernels if device == "cuda" else "eager"
-        loaded = load_causal(resolve(str(folder)), device=device, dtype="float32", slots=3, kernels=mine)
+        loaded = load_causal(
+            resolve(str(folder)), slots=3, runtime=Runtime(device=device, dtype="float32", kernels=mine)
+        )
         engine, said = loaded.engine, []
         said.append(engine.feed(prompts))
         for step, row in enumerate(tokens):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.kernels import choose, eager, parscale, reference
 from qwench.ops.kernels.native import library as native_library
 from qwench.ops.kernels.native import rows as native
@@ -267,7 +268,9 @@ def test_the_step_of_the_graph_is_the_step(tmp_path: Path, kind: str) -> None:
     else:
         folder = streamed(tmp_path, name) if streams else tiny.byte_decoder(tmp_path / "m", name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = load_causal(resolve(str(folder)), device=device, dtype="float32", slots=3, kernels="eager").engine
+    engine = load_causal(
+        resolve(str(folder)), slots=3, runtime=Runtime(device=device, dtype="float32", kernels="eager")
+    ).engine
     engine.feed({0: [5, 6, 7], 1: list(range(40)), 2: [8]})
     past = [engine.length(slot) for slot in range(3)]
     for n in (3, 2):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.kernels import choose
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.nets import packed
@@ -171,7 +172,9 @@ def test_engines_say_what_they_say_with_eager_kernels(kind: str, tmp_path: Path)
     dtype = "float32" if DEVICE == "cpu" else "bfloat16"
     logits, vectors = {}, {}
     for kernels in ("eager", "triton"):
-        engine = load_causal(resolve(str(folder)), device=DEVICE, dtype=dtype, slots=3, kernels=kernels).engine
+        engine = load_causal(
+            resolve(str(folder)), slots=3, runtime=Runtime(device=DEVICE, dtype=dtype, kernels=kernels)
+        ).engine
         made = torch.Generator(DEVICE).manual_seed(3)
         for layer in engine.layers if engine.gate_rows else ():
             layer["qkv"].weight[-engine.gate_rows :].normal_(generator=made)  # inserted gates are all alike

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.kernels.native import library as native_library
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.load import load_encoder
@@ -49,7 +50,9 @@ def embedding(folder: Path, kernels: str) -> Callable[[], torch.Tensor]:
 
 
 def writing(folder: Path, kernels: str) -> Callable[[], torch.Tensor]:
-    engine = load_causal(resolve(str(folder)), device="cpu", dtype="float32", slots=2, kernels=kernels).engine
+    engine = load_causal(
+        resolve(str(folder)), slots=2, runtime=Runtime(device="cpu", dtype="float32", kernels=kernels)
+    ).engine
 
     def run() -> torch.Tensor:
         engine.keep(0, 0)

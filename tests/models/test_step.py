@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.kernels.native import library as native_library
 from qwench.ops.kernels.native.linear import BlockLinear
 from qwench.ops.models.hub import resolve
@@ -23,8 +24,8 @@ pytestmark = pytest.mark.skipif(not native_library.available().value, reason=nat
 
 
 def engine_of(folder: Path, kernels: str, quantize: str = "none") -> CausalDecoder:
-    how = {"device": "cpu", "dtype": "float32", "slots": 2, "kernels": kernels, "quantize": quantize}
-    return load_causal(resolve(str(folder)), **how).engine
+    runtime = Runtime(device="cpu", dtype="float32", kernels=kernels, quantize=quantize)
+    return load_causal(resolve(str(folder)), runtime, slots=2).engine
 
 
 def decoded(engine: CausalDecoder) -> list[torch.Tensor]:

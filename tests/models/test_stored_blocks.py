@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.checkpoint import gguf_plan
 from qwench.ops.checkpoint.gguf_blocks import Blocks
 from qwench.ops.checkpoint.gguf_reader import GgufReader
@@ -24,7 +25,9 @@ pytestmark = pytest.mark.skipif(not native_library.available().value, reason=nat
 
 def loaded(file: Path, kernels: str) -> Chatty:
     dtype = "float32" if kernels == "eager" else "auto"
-    return load_causal(resolve(str(file)), device="cpu", dtype=dtype, engine="torch", slots=2, kernels=kernels)
+    return load_causal(
+        resolve(str(file)), slots=2, runtime=Runtime(device="cpu", dtype=dtype, engine="torch", kernels=kernels)
+    )
 
 
 def gguf_of(folder: Path, kind: str, dtype: str, **config: object) -> Path:
@@ -100,7 +103,7 @@ def test_formats_beside_each_other_lose_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_rows_that_are_no_whole_blocks_are_said(tmp_path: Path) -> None:
     folder = byte_decoder(tmp_path / "m", hidden_size=64, intermediate_size=100)
-    found = load_causal(resolve(str(folder)), device="cpu", quantize="int8", kernels="native")
+    found = load_causal(resolve(str(folder)), runtime=Runtime(device="cpu", quantize="int8", kernels="native"))
     assert found.dtype.reason.endswith("; 2 matrices are not packed, their rows being no whole blocks of 32")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.checkpoint.reader import Source
 from qwench.ops.conversion.plan import ConvertOptions, plan_conversion
 from qwench.ops.models.hub import resolve
@@ -87,7 +88,7 @@ def test_published_checkpoint_in_our_engine(tmp_path: Path) -> None:
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     byte_tokenizer(tmp_path)
-    engine = load_causal(resolve(str(tmp_path)), device="cpu", dtype="float32", slots=2).engine
+    engine = load_causal(resolve(str(tmp_path)), slots=2, runtime=Runtime(device="cpu", dtype="float32")).engine
     ids = wanted["greedy"][0].tolist()
     found = engine.feed({0: ids[:-24], 1: wanted["input_ids"][1].tolist()})
     torch.testing.assert_close(found[1], wanted["logits"][1, -1], atol=1e-5, rtol=0)
@@ -225,7 +226,7 @@ def test_our_engine_says_what_transformers_says(base: Path, tmp_path: Path) -> N
     model.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((base / name).read_bytes())
-    loaded = load_causal(resolve(str(tmp_path)), device="cpu", dtype="float32", slots=3)
+    loaded = load_causal(resolve(str(tmp_path)), slots=3, runtime=Runtime(device="cpu", dtype="float32"))
     engine, texts = loaded.engine, [TEXT[0].tolist(), TEXT[1, :9].tolist(), TEXT[1].tolist()]
     wanted = [logits(model, torch.tensor([t]))[0] for t in texts]
 
@@ -240,7 +241,7 @@ def test_our_engine_says_what_transformers_says(base: Path, tmp_path: Path) -> N
     same(engine.feed({2: texts[0][15:16]}), (0, 15))
     engine.keep(2, 3)
     same(engine.feed({2: texts[0][3:7]}), (0, 6))
-    alone = load_causal(resolve(str(tmp_path)), device="cpu", dtype="float32", streams=1).engine
+    alone = load_causal(resolve(str(tmp_path)), streams=1, runtime=Runtime(device="cpu", dtype="float32")).engine
     assert type(alone) is CausalDecoder
     plain, _ = one(base)
     torch.testing.assert_close(alone.feed({0: texts[0]})[0], logits(plain, TEXT[:1])[0, -1], atol=2e-5, rtol=0)

@@ -235,7 +235,7 @@ def test_the_checkpoint_loads_everywhere_and_keeps_the_base(home: Path, result: 
     from qwench.ops.writing.load import load_causal
 
     for wanted, number in zip(logits, (2, 3), strict=True):
-        engine = load_causal(resolve(str(out)), device="cpu", dtype="float32", streams=number).engine
+        engine = load_causal(resolve(str(out)), streams=number, runtime=Runtime(device="cpu", dtype="float32")).engine
         torch.testing.assert_close(engine.feed({0: tokens[:6]})[0].tolist(), wanted, atol=2e-5, rtol=0)
     said = qwench("chat", "--model", out, "number", "--max-tokens", 4, "--temperature", 0, "--json", "--streams", 3)
     assert said.returncode == 0, said.stderr

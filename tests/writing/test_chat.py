@@ -11,6 +11,7 @@ import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Finished, Produced
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.chat import Chat, ChatOptions, many, right
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.nets import decoder
@@ -72,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory):
 
 
 def generator(folder: Path, slots: int = 1) -> Generator:
-    loaded = load_causal(resolve(str(folder)), dtype="float32", slots=slots)
+    loaded = load_causal(resolve(str(folder)), slots=slots, runtime=Runtime(dtype="float32"))
     return Generator(loaded.engine, loaded.tokenizer, Think.of(loaded.tokenizer), [])
 
 
@@ -114,7 +115,7 @@ def test_smollm2_answers_as_transformers_does() -> None:
         checkpoint = resolve("smollm2")
     except QwenchError as error:
         pytest.skip(error.message)
-    loaded = load_causal(checkpoint, engine="torch")
+    loaded = load_causal(checkpoint, runtime=Runtime(engine="torch"))
     text = loaded.template.render([{"role": "user", "content": "What is the capital of France?"}])[0]
     think = Think.of(loaded.tokenizer)
     ids = loaded.tokenizer.ids([text])[0]
@@ -332,7 +333,10 @@ def test_rotary_kinds_equal_transformers(rope: dict) -> None:
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_quantized_weights_are_near(models, quantize: str) -> None:
-    exact, near = (load_causal(resolve(str(models("qwen3"))), quantize=q, dtype="float32") for q in ("none", quantize))
+    exact, near = (
+        load_causal(resolve(str(models("qwen3"))), runtime=Runtime(quantize=q, dtype="float32"))
+        for q in ("none", quantize)
+    )
     ids = list(range(300, 340))
     for new in (ids, [7]):
         a, b = (m.engine.feed({0: new})[0] for m in (exact, near))
@@ -372,11 +376,12 @@ def test_a_session_undoes_saves_and_goes_on(models, tmp_path: Path) -> None:
 def test_budget_zero_is_the_non_thinking_template(models) -> None:
     chat = Chat(ChatOptions(model=str(models("qwen3")), think_budget="0"))
     list(chat.load())
-    request = chat.request(0, [{"role": "user", "content": "hi"}], 0)
+    hi = [{"role": "user", "content": "hi"}]
+    request = chat.writer.prepare(chat.ask(0, hi, 0))
     assert request.ids[-4:] == [151667, 271, 151668, 271]
     assert (request.sampling.temperature, request.sampling.top_p) == (0.7, 0.8)
     chat.budget = 5
-    request = chat.request(0, [{"role": "user", "content": "hi"}], 0)
+    request = chat.writer.prepare(chat.ask(0, hi, 0))
     assert request.ids[-1] == 198
     assert (request.sampling.temperature, request.sampling.top_p) == (0.6, 0.95)
 
@@ -517,7 +522,7 @@ def test_llama_cpp_says_the_same(qwench, models, tmp_path: Path) -> None:
     prompts = [[5, 6, 7, 8, 9, 10], [11, 12], [13, 14, 15, 16], [17] * 30, [18, 19]]
     texts = {}
     for engine in ("torch", "llama.cpp"):
-        loaded = load_causal(resolve(str(path)), engine=engine, slots=3, context=256)
+        loaded = load_causal(resolve(str(path)), slots=3, context=256, runtime=Runtime(engine=engine))
         g = Generator(loaded.engine, loaded.tokenizer, Think.of(loaded.tokenizer), [])
         # A random model's best two tokens may be as close as the cache's float16: the shares say what is a tie.
         wanted = [Request(i, p, max_tokens=12, budget=0, sampling=GREEDY, logprobs=2) for i, p in enumerate(prompts)]

@@ -30,10 +30,12 @@ class Engine(Protocol):
     Attributes:
         context: longest sequence in tokens.
         slots: number of sequences it can hold.
+        forks: whether `fork` works.
     """
 
     context: int
     slots: int
+    forks: bool
 
     def feed(self, new: dict[int, list[int]]) -> Tensor:
         """Append tokens to sequences, {slot: ids}; logits after the last of each, (len(new), vocab) float32."""
@@ -51,6 +53,10 @@ class Engine(Protocol):
         """Exchange two slots."""
         ...
 
+    def fork(self, slot: int, into: int, length: int | None = None) -> None:
+        """Copy a sequence, or its first `length` tokens, into another slot, whose own is lost."""
+        ...
+
 
 class CausalDecoder(DecoderEncoder):
     """A decoder with its language head and caches of keys and values, (slots, kv_heads, capacity, head_dim) a layer.
@@ -61,6 +67,7 @@ class CausalDecoder(DecoderEncoder):
     """
 
     streams = 1
+    forks = True
 
     def __init__(
         self,
@@ -109,6 +116,18 @@ class CausalDecoder(DecoderEncoder):
                 rows = cache.unflatten(0, (self.slots, self.streams))
                 rows[[a, b], :, :, :held] = rows[[b, a], :, :, :held]
         self._lengths[a], self._lengths[b] = self._lengths[b], self._lengths[a]
+
+    def fork(self, slot: int, into: int, length: int | None = None) -> None:
+        """See Engine: contiguous rows of keys and values, one copy of each a layer."""
+        import torch
+
+        held = self._lengths[slot] if length is None else min(length, self._lengths[slot])
+        if held and slot != into:
+            with torch.inference_mode():
+                for cache in (*self._keys, *self._values):
+                    rows = cache.unflatten(0, (self.slots, self.streams))
+                    rows[into, :, :, :held] = rows[slot, :, :, :held]
+        self._lengths[into] = held
 
     def feed(self, new: dict[int, list[int]]) -> Tensor:
         """See Engine.

@@ -1,0 +1,215 @@
+"""A model on this machine as a writer: the torch engine, or llama.cpp's library."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..base.errors import QwenchError
+from ..base.events import Chose, Events, Started, Warned
+from ..base.runtime import Runtime
+from ..kernels.choose import prepared
+from ..models.device import pick_threads
+from ..models.hub import Checkpoint, resolve
+from .generate import Generator
+from .likelihood import of_continuations, of_text
+from .load import load_causal
+from .sampling import PLAIN, THINKING
+from .sequence import Request
+from .thinking import NON_THINKING, Think
+from .writer import Ask, Piece, Scored, Text, Turn, Wait, refuse
+
+
+class LocalWriter:
+    """See Writer.
+
+    Args:
+        model: a name for `resolve`, or a checkpoint that it has given.
+        context, slots, streams: see `load_causal`.
+
+    Attributes:
+        loaded: what `load` has loaded: engine, tokenizer, template, ends.
+    """
+
+    def __init__(
+        self,
+        model: str | Checkpoint,
+        runtime: Runtime | None = None,
+        *,
+        context: int = 0,
+        slots: int = 1,
+        streams: int = 0,
+    ) -> None:
+        self._model, self._runtime = model, runtime or Runtime()
+        self._context, self._slots, self._streams = context, slots, streams
+        self.name = model if isinstance(model, str) else model.name
+
+    def load(self) -> Events:
+        """The model, with the choices made; yields Chose and Warned.
+
+        Raises:
+            QwenchError: see `load_causal`.
+        """
+        import torch
+
+        runtime = self._runtime
+        threads = pick_threads(runtime.threads)
+        torch.set_num_threads(threads.value)
+        yield Chose("threads", threads.value, threads.reason)
+        yield Started("load")
+        found = self._model
+        checkpoint = resolve(found, runtime.revision, runtime.offline) if isinstance(found, str) else found
+        if runtime.engine != "llama.cpp":
+            yield from prepared(runtime)
+        asked = replace(runtime, threads=threads.value)
+        self.loaded = load_causal(checkpoint, asked, context=self._context, slots=self._slots, streams=self._streams)
+        for name, choice in (
+            ("engine", self.loaded.runner),
+            ("device", self.loaded.device),
+            ("dtype", self.loaded.dtype),
+            ("kernels", self.loaded.kernels),
+        ):
+            yield Chose(name, choice.value, choice.reason)
+        if self.loaded.template.source is None:
+            yield Warned("template", "the model has no chat template: the prompt is continued as plain text")
+        context = self._context
+        if context > 32768:
+            yield Warned("context", "YaRN is static here: short texts may get worse; leave --context out for them")
+        elif context:
+            self.loaded.engine.context = min(context, self.loaded.engine.context)
+        self.think = Think.of(self.loaded.tokenizer)
+        self.generator = Generator(self.loaded.engine, self.loaded.tokenizer, self.think, self.loaded.ends)
+
+    @property
+    def context(self) -> int:
+        """See Writer."""
+        return self.loaded.engine.context
+
+    @property
+    def can(self) -> frozenset[str]:
+        """See Writer."""
+        able = {"messages", "text", "ids", "prefix", "seed", "stops", "logprobs", "force", "score", "choose"}
+        more = {"budget": self.think.tagged, "fork": self.loaded.engine.forks}
+        return frozenset(able | {name for name, there in more.items() if there})
+
+    @property
+    def why(self) -> dict[str, tuple[str, str | None]]:
+        """See Writer."""
+        sentence = f"the model has no thinking tags, so there is nothing to give a budget to: `{self.name}`"
+        return {"budget": (sentence, "leave --think-budget out, or open a block by text with --force-think")}
+
+    def prepare(self, ask: Ask) -> Request:
+        """See Writer: messages as ids, with the limits that apply.
+
+        Raises:
+            QwenchError: it needs what the model cannot; the context has no room for it and one token more.
+        """
+        refuse(self, ask.needs())
+        thinks = ask.budget != 0 and (self.think.tagged or ask.force_think)
+        think = self.think if ask.think_message is None else Think.of(self.loaded.tokenizer, ask.think_message)
+        ids, opened = self._prompt(ask, thinks)
+        if not ids:
+            raise QwenchError("the prompt is empty", "say something")
+        context = self.context
+        room = context - len(ids) - 2
+        if thinks:
+            room -= len(think.message)
+        if room < 1:
+            raise QwenchError(
+                f"the prompt has {len(ids)} tokens, and the context of {context} has no room for an answer",
+                "shorten it, /reset the conversation, or widen the context with --context",
+            )
+        return Request(
+            ask.key,
+            ids,
+            min(ask.max_tokens, room),
+            ask.budget,
+            opened,
+            ask.think_stop,
+            replace(THINKING if thinks else PLAIN, **dict(ask.sampling)),
+            random.randrange(1 << 31) if ask.seed is None else ask.seed,
+            ask.stops,
+            ask.logprobs,
+            begun=bool(ask.prefix) and not opened,
+            exact=bool(ask.prefix) or ask.messages is None,
+            samples=ask.samples,
+            think=think,
+        )
+
+    def _prompt(self, ask: Ask, thinks: bool) -> tuple[list[int], bool]:
+        """(ids of the prompt and the prefix, whether they end inside a thought)."""
+        tokenizer, text = self.loaded.tokenizer, ask.text or ""
+        given = ask.prefix if isinstance(ask.prefix, str) else ""
+        said = given or tokenizer.backend.decode(list(ask.prefix), skip_special_tokens=False) if ask.prefix else ""
+        if ask.messages is not None:
+            text, opened = self._rendered(ask, thinks, said)
+        else:
+            tail = text if ask.ids is None else tokenizer.backend.decode(list(ask.ids)[-8:], skip_special_tokens=False)
+            # Tags further up may be a user's; a template that opens a thought ends with it.
+            opened = tail.rstrip().endswith("<think>")
+        ids = list(ask.ids) if ask.ids is not None else []
+        if text + given:
+            ids += tokenizer.ids([text + given])[0]
+        return ids + ([] if given else [int(i) for i in ask.prefix]), _opened("<think>" * opened + said)
+
+    def _rendered(self, ask: Ask, thinks: bool, said: str) -> tuple[str, bool]:
+        """Messages by the template, and whether it leaves a thought open; `said` comes right after."""
+        tagged, own = self.think.tagged, "<think>" in said
+        # A prefix with a thought of its own comes after no empty one.
+        thinking = (thinks or own) if tagged else None
+        text, opening = self.loaded.template.render(list(ask.messages or ()), thinking=thinking)
+        opened = _opened(opening)
+        if ask.budget == 0 and tagged and "</think>" not in opening and not own:
+            text = text.removesuffix("<think>\n") + NON_THINKING if opened else text + NON_THINKING
+            opened = False
+        if opened and said.lstrip().startswith("<think>"):
+            # The prefix brings the tag that the template would open the answer with.
+            text, opened = text[: text.rindex("<think>")], False
+        if ask.force_think and thinks and not opened and not said:
+            text, opened = text + "<think>\n", True
+        return text, opened
+
+    def run(self, asks: Iterable[Ask | Request | Wait]) -> Iterator[Piece | Turn]:
+        """See Writer."""
+        prepared = (self.prepare(ask) if isinstance(ask, Ask) else ask for ask in asks)
+        for item in self.generator.run(prepared):
+            if isinstance(item, Turn):
+                item.logprobs = [self._named(entry) for entry in item.logprobs]
+            yield item
+
+    def _named(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """A log-probability with the text of its token, its alternatives too."""
+        text = self.loaded.tokenizer.backend.decode([entry["id"]], skip_special_tokens=False)
+        return {"token": text} | entry | ({"top": [self._named(e) for e in entry["top"]]} if "top" in entry else {})
+
+    def stop(self) -> None:
+        """See Writer: after the token it is at; what there is of it is kept."""
+        self.generator.stopping = True
+
+    def score(self, texts: Iterable[Text]) -> Iterator[Scored]:
+        """See Writer."""
+        for text in texts:
+            ids = list(text.ids) if text.ids is not None else self.loaded.tokenizer.ids([text.text or ""])[0]
+            self.generator.forget()
+            windows = of_text(self.loaded.engine, ids, text.window)
+            yield Scored(text.key, ids, [value for window in windows for value in window])
+
+    def choose(self, ask: Ask, continuations: Sequence[str]) -> list[Scored]:
+        """See Writer."""
+        prompt, ends = self.prepare(ask).ids, self.loaded.tokenizer.ids(list(continuations))
+        longest = max(map(len, ends), default=0)
+        if len(prompt) + longest > self.context:
+            raise QwenchError(
+                f"the prompt has {len(prompt)} tokens, and the context of {self.context} has no room for "
+                f"a continuation of {longest}"
+            )
+        self.generator.forget()
+        found = of_continuations(self.loaded.engine, prompt, ends)
+        return [Scored(n, ids, values) for n, (ids, values) in enumerate(zip(ends, found, strict=True))]
+
+
+def _opened(text: str) -> bool:
+    """Whether the last tag of a text opens a thought."""
+    return text.rfind("<think>") > text.rfind("</think>")

@@ -1,0 +1,160 @@
+"""Many prompts through one model, and the same prompts at several budgets of thinking."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import QwenchError
+from ..base.events import Advanced, Events, Finished, Produced, Started
+from ..base.plots import check_plot
+from ..text.fields import beside
+from ..text.rows import Malformed
+from .right import right
+from .session import Chat, ChatOptions
+from .thinking import budget_of
+from .writer import Prepared, Turn
+
+Rows = list[tuple[int, dict[str, Any]]]  # number of the line, its object
+
+
+def many(options: ChatOptions, rows: Iterable[tuple[int, Any]]) -> Events:
+    """Answer every line of a file of JSON objects with `prompt` or `messages`, several at a time, in the file's order.
+
+    Yields Produced rows: the line's own object and what `Chat.turn` tells, see `beside`.
+
+    Args:
+        rows: (line number, value) as `json_lines` gives them.
+
+    Raises:
+        QwenchError: a line that is neither, with its number; see `Chat`.
+    """
+    objects = _objects(rows)
+    chat = Chat(_fitting(options, objects))
+    yield from chat.load()
+    prepared = _prepared(chat, objects)
+    yield Started("prompts", len(prepared))
+    for number, found in _in_order(chat, prepared):
+        yield Advanced("prompts", 1)
+        yield Produced(beside(objects[number][1], found))
+    yield Finished({"schema": 1, "prompts": len(prepared)})
+
+
+def sweep(
+    options: ChatOptions,
+    rows: Iterable[tuple[int, Any]],
+    budgets: list[str],
+    answer_field: str = "answer",
+    plot: Path | None = None,
+) -> Events:
+    """Answer the same questions at several thinking budgets (Qwen3 technical report, figure 2, for one's own model).
+
+    Yields Produced rows, one for each budget: see `_point`.
+
+    Args:
+        budgets: as `--think-budget` takes them.
+        answer_field: field of a line that holds the right answer; see `right`.
+        plot: .png to draw accuracy, thinking tokens and time against the budget into.
+
+    Raises:
+        QwenchError: a line without the field; a model that does not think, and a budget above 0; see `many`.
+    """
+    if plot:
+        check_plot(plot)
+    numbers = [budget_of(b) for b in budgets]
+    objects = _objects(rows)
+    for line, row in objects:
+        if answer_field not in row:
+            raise QwenchError(f"line {line} has no field `{answer_field}`", "name it with --answer-field")
+    if not objects:
+        raise QwenchError("there are no prompts to answer", 'give {"prompt": "...", "answer": "..."} lines')
+    # The largest is checked while the model is loaded, before any question is asked.
+    chat = Chat(replace(_fitting(options, objects), think_budget=str(max(numbers))))
+    yield from chat.load()
+    points = []
+    yield Started("sweep", len(objects) * len(numbers))
+    for budget in numbers:
+        chat.budget = budget
+        begun = time.perf_counter()
+        turns: list[dict[str, Any]] = []
+        for _, turn in _in_order(chat, _prepared(chat, objects)):
+            turns.append(turn)
+            yield Advanced("sweep", 1)
+        points.append(_point(budget, turns, [row[answer_field] for _, row in objects], time.perf_counter() - begun))
+        yield Produced(points[-1])
+    if plot:
+        from ..base.plots import budget_curve
+
+        budget_curve(points, options.model, plot)
+    drawn = {"plot": str(plot)} if plot else {}
+    yield Finished({"schema": 1, "model": options.model, "seed": chat.seed, "points": points} | drawn)
+
+
+def _point(budget: int, turns: list[dict[str, Any]], wanted: list[Any], seconds: float) -> dict[str, Any]:
+    """What a budget bought.
+
+    budget, questions, right, accuracy, thinking_tokens and answer_tokens (means), cut (share of thoughts the budget
+    closed), seconds and tokens_per_second of the whole.
+    """
+    good = sum(right(t["answer"], answer) for t, answer in zip(turns, wanted, strict=True))
+    closed = Counter(t["closed_by"] for t in turns)
+    return {
+        "budget": budget,
+        "questions": len(turns),
+        "right": good,
+        "accuracy": good / len(turns),
+        "thinking_tokens": sum(t["thinking_tokens"] for t in turns) / len(turns),
+        "answer_tokens": sum(t["answer_tokens"] for t in turns) / len(turns),
+        "cut": closed["budget"] / len(turns),
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(sum(t["generated_tokens"] for t in turns) / seconds, 2),
+    }
+
+
+def _objects(rows: Iterable[tuple[int, Any]]) -> Rows:
+    """The rows, all of them objects."""
+    found = []
+    for number, row in rows:
+        if not isinstance(row, dict):
+            why = f": it {row}" if isinstance(row, Malformed) else ""
+            raise QwenchError(f"line {number} is no JSON object{why}", 'give {"prompt": "..."} on every line')
+        found.append((number, row))
+    return found
+
+
+def _fitting(options: ChatOptions, objects: Rows) -> ChatOptions:
+    """No more slots than prompts: every slot has keys and values of its own, used or not."""
+    return replace(options, slots=max(min(options.slots, len(objects)), 1))
+
+
+def _prepared(chat: Chat, objects: Rows) -> list[Prepared]:
+    found = []
+    for key, (number, row) in enumerate(objects):
+        try:
+            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+            found.append(chat.writer.prepare(chat.ask(key, [*chat.messages, *messages], chat.seed + key)))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise QwenchError(
+                f"line {number} has neither a prompt nor messages", 'give {"prompt": "..."} on every line'
+            ) from error
+        except QwenchError as error:
+            raise QwenchError(f"line {number}: {error.message}", error.hint, error.code) from error
+    return found
+
+
+def _in_order(chat: Chat, prepared: list[Prepared]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, what `Chat.turn` tells), in the order of the asks."""
+    done: dict[int, dict[str, Any]] = {}
+    shown = 0
+    # Long prompts first: the short ones fill the gaps at the end.
+    for item in chat.writer.run(sorted(prepared, key=lambda p: -(p.prompt_tokens or 0))):
+        if not isinstance(item, Turn):
+            continue
+        done[item.key] = chat.report(item)
+        while shown in done:
+            yield shown, done.pop(shown)
+            shown += 1
