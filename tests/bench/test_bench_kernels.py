@@ -22,7 +22,7 @@ from qwench.ops.bench.measure import Rule, Sampler, fault, interval, quantile, t
 from qwench.ops.bench.providers import Provider
 from qwench.ops.bench.shapes import SHAPES, Shape
 from qwench.ops.bench.verdict import judge, rank_chance
-from qwench.ops.kernels import choose, eager
+from qwench.ops.kernels import eager
 
 from tests.streams.test_parscale import streamed
 from tests.tiny import byte_decoder
@@ -41,12 +41,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     # What these tests plant lives in this process alone; the command is tested with new ones.
     monkeypatch.setattr(bench_compare, "fresh", bench_compare.measure)
     monkeypatch.setattr("qwench.ops.bench.measure.COLD_BYTES", 1 << 16)
-
-
-@pytest.fixture
-def eager_again():
-    yield
-    choose.use("eager")
 
 
 def finished(events) -> dict:
@@ -426,7 +420,7 @@ def test_size_is_one_point_of_the_sweeps() -> None:
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3 streams", "qwen3_moe"])
-def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str, eager_again: None) -> None:
+def test_a_model_is_split_by_kernel(tmp_path: Path, kind: str) -> None:
     """Every kernel has its time, streams' own attention too, and the parts are the whole."""
     name, _, streams = kind.partition(" ")
     folder = streamed(tmp_path, name) if streams else byte_decoder(tmp_path / "m", name)

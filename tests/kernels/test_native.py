@@ -16,6 +16,8 @@ from qwench.ops.kernels.native import library as native_library
 from qwench.ops.kernels.native import rows as native
 from qwench.ops.kernels.native.linear import BlockLinear, NativeLinear, to_blocks
 
+from tests.kernels.test_cache import Compiler
+
 built = pytest.mark.skipif(not native_library.available().value, reason=native_library.available().reason)
 
 
@@ -118,7 +120,8 @@ def test_first_uses_at_once_and_why_not(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong-cc"
     wrong.write_text("#!/bin/sh\necho 'a.c: error: planted'; echo 'error: planted' >&2\ntest \"$1\" = --version\n")
     wrong.chmod(0o755)
-    both = [child(tmp_path / "home", SAY) for _ in range(2)]
+    fake = Compiler(tmp_path)
+    both = [child(tmp_path / "home", SAY, CC=f"'{fake.path}'") for _ in range(2)]
     none = child(tmp_path / "none", SAY, PATH="/nowhere", CC="")
     failed = child(tmp_path / "none", SAY, CC=str(wrong))
     for process in both:

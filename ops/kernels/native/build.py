@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parent / "c" / "kernels.c"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 #: gcc first: its OpenMP is the library that torch's Linux wheels carry, so that both share one pool of threads
 COMPILERS = ("gcc", "cc", "clang")
-MINUTES = 2
+MINUTES = 5
 #: seconds of a compile that nobody needs to be told of
 PATIENCE = 2.0
 
