@@ -28,10 +28,9 @@ GREEDY = (("temperature", 0),)
 HI = [{"role": "user", "content": "hi <think> there"}]
 
 
-def writer(folder: Path | Checkpoint, **options: object) -> LocalWriter:
-    made = LocalWriter(
-        folder if isinstance(folder, Checkpoint) else str(folder), **options, runtime=Runtime(device="cpu")
-    )
+def writer(folder: Path | Checkpoint, dtype: str = "auto", **options: object) -> LocalWriter:
+    named = folder if isinstance(folder, Checkpoint) else str(folder)
+    made = LocalWriter(named, Runtime(device="cpu", dtype=dtype), **options)
     list(made.load())
     return made
 
