@@ -214,4 +214,4 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(_shown, value)) or "not given"
-    return "not given" if value in (None, False, "") else "given" if value is True else f"`{value}`"
+    return "not given" if value is None or value is False or value == "" else "given" if value is True else f"`{value}`"

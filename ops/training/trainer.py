@@ -80,7 +80,7 @@ class Watch(TrainerCallback):
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise QwenchError(
                     f"a gradient is not finite at step {state.global_step + 1}: `{at.removeprefix('model.')}`",
-                    "use a smaller --lr, or --init prompts; --resume goes on from the last checkpoint",
+                    "use a smaller --lr, or --init prompts, and --force to begin anew",
                 )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -139,7 +139,7 @@ class Streams(Trainer):
             raise QwenchError(
                 f"the loss is not finite at step {self.state.global_step + 1}: "
                 f"`{culprit(self.run.module, inputs['input_ids'])}`",
-                "use a smaller --lr, or --dtype float32; --resume goes on from the last checkpoint",
+                "use a smaller --lr, or --dtype float32, and --force to begin anew",
             )
         return (out["loss"], out) if return_outputs else out["loss"]
 

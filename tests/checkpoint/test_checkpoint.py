@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -336,6 +337,82 @@ def test_a_part_without_its_journal_is_begun_anew(lm: Path, tmp_path: Path, jour
     with pytest.raises(QwenchError, match="does not say what it is of"):
         run(lm, tmp_path / "out", resume=True)
     assert (part / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("struck", ["sync", "rename", "remove"])
+def test_a_kill_at_the_very_end(
+    lm: Path, tmp_path: Path, struck: str, exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command ends it, and what is there is whole at any moment."""
+    from qwench.ops.base import atomic
+    from qwench.ops.checkpoint import staging
+
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+    for force in (False, True):
+
+        def dies(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                *{"sync": (staging, "sync"), "rename": (staging, "move"), "remove": (atomic, "remove")}[struck], dies
+            )
+            if struck == "remove" and not force:
+                continue
+            with pytest.raises(KeyboardInterrupt):
+                run(lm, tmp_path / "out", dtype="float16", force=force)
+        assert not (tmp_path / ".out.lock").exists()
+        result = run(lm, tmp_path / "out", dtype="float16", force=force, verify="bits")
+        assert force or result["resumed_bytes"] == result["bytes"]
+        assert_same(tensors(tmp_path / "out"), {n: t.half() for n, t in tensors(lm).items()})
+        assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".out", "out"))] == ["out"]
+
+
+def test_a_live_run_loses_nothing(lm: Path, tmp_path: Path) -> None:
+    from qwench.ops.base.lock import Lock
+
+    part = tmp_path / "out.part"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"being written")
+    with Lock(tmp_path / "out"):
+        for how in ({"force": True}, {"force": True, "resume": True}):
+            with pytest.raises(QwenchError, match=r"another run is at `.*out`: process \d+, `"):
+                run(lm, tmp_path / "out", **how)
+    assert (part / "model.safetensors").read_bytes() == b"being written"
+
+
+def test_a_changed_input_and_force(lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwench.ops.checkpoint import staging
+
+    shutil.copytree(lm, tmp_path / "src")
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(staging, "move", dies)
+        run(tmp_path / "src", tmp_path / "out")
+    weights = tmp_path / "src" / "model.safetensors"
+    os.utime(weights, (1, 1))
+    with pytest.raises(QwenchError, match=f"its input has changed since, `{weights}`"):
+        run(tmp_path / "src", tmp_path / "out")
+    assert run(tmp_path / "src", tmp_path / "out", force=True)["resumed_bytes"] == 0
+
+
+def test_a_shard_that_was_removed_is_written_again(lm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qwench.ops.checkpoint import staging
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(staging, "sync", dies)
+        run(lm, tmp_path / "out")
+    (tmp_path / "out.part" / "model.safetensors").unlink()
+    run(lm, tmp_path / "out", verify="bits")
+    assert_same(tensors(lm), tensors(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("to", ["safetensors", "bin"])

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -423,46 +424,50 @@ def test_progress_and_choices_are_told(home: Path, tmp_path: Path) -> None:
 
 
 RANKED = (
-    "import sys, time; from tests.streams.test_recycle import *\n"
-    "from qwench.ops.training.ranks import rank\n"
-    "time.sleep(1.5 * (rank() == 0))\n"  # the others come to the folder first
-    "work = Work(options(Path(sys.argv[1]), Path(sys.argv[2])))\n"
-    "try: work.open_folder(); print('made', work.folder.is_dir(), flush=True)\n"
+    "import sys; from pathlib import Path; from types import SimpleNamespace\n"
+    "from qwench.ops.base.errors import QwenchError; from qwench.ops.base.lock import Lock\n"
+    "from qwench.ops.streams.options import RecycleOptions; from qwench.ops.streams.work import Work\n"
+    "work, folder = Work.__new__(Work), Path(sys.argv[1])\n"
+    "work.o, work.source = RecycleOptions('m', 'out'), SimpleNamespace(files=[])\n"
+    "work.folder, work._lock = folder, Lock(folder)\n"
+    "print('here', flush=True); sys.stdin.readline()\n"
+    "try: work.open_folder(); print('made', folder.is_dir(), flush=True)\n"
     "except QwenchError as error: print(error.message, flush=True)\n"
     "sys.stdin.read()\n"  # the first holds the store of all
 )
 
 
-def ranked(home: Path, out: Path, count: int = 2) -> list[str]:
-    """What each of several processes says of a run's folder."""
-    import socket
-
+def ranked(folder: Path) -> list[str]:
+    """What each of two processes says of a run's folder, where the second comes to it first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    first, second = (
         subprocess.Popen(
-            [sys.executable, "-c", RANKED, home, out],
+            [sys.executable, "-c", RANKED, folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | shared | {"RANK": str(n), "LOCAL_RANK": str(n)},
+            env=os.environ | shared | {"RANK": str(n)},
         )
-        for n in range(count)
-    ]
-    said = [p.stdout.readline().strip() for p in processes]
-    for process in processes:
+        for n in range(2)
+    )
+    for process in (second, first):
+        assert process.stdout.readline() == "here\n"
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        time.sleep(0.3)
+    said = [process.stdout.readline().strip() for process in (first, second)]
+    for process in (first, second):
         process.communicate()
     return said
 
 
-def test_the_first_process_decides_for_all(home: Path, tmp_path: Path) -> None:
-    assert ranked(home, tmp_path / "out") == ["made True"] * 2
+def test_the_first_process_decides_for_all(tmp_path: Path) -> None:
+    assert ranked(tmp_path / "out.run") == ["made True"] * 2
     (tmp_path / "out.run" / "run.json").write_text('{"plan": "another", "job": {"seed": 9}}')
-    first, second = ranked(home, tmp_path / "out")
-    assert first == second and "another run: --seed was `9` and is not given" in first
+    first, second = ranked(tmp_path / "out.run")
+    assert first == second and "another run: --seed was `9` and is `0`" in first
 
 
 def test_force_takes_nothing_from_a_run_that_lives(home: Path, tmp_path: Path) -> None:
