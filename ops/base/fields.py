@@ -39,9 +39,9 @@ def whole(least: int = 0, most: int | None = (1 << 31) - 1) -> Kind:
 
 def number(least: float | None = None, above: float | None = None) -> Kind:
     """A finite number of at least `least`, or above `above`."""
-    words = "a number" + (
-        f" above {above:g}" if above is not None else f" of at least {least:g}" if least is not None else ""
-    )
+    words = "a number"
+    if above is not None or least is not None:
+        words += f" above {above:g}" if above is not None else f" of at least {least:g}"
 
     def fits(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:

@@ -69,9 +69,11 @@ def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file
     said |= {
         "general.type": "model",
         "general.name": source.path.resolve().stem if source.path.is_file() else source.path.resolve().name,
-        "general.file_type": (BLOCKS.get(most) or PLAIN[most])[-1],
         "general.quantization_version": 2,
     }
+    # float64 and whole numbers have no file type.
+    if (number := (BLOCKS.get(most) or PLAIN[most])[-1]) is not None:
+        said["general.file_type"] = number
     said |= _text(source, config, plan, stacks)
     if pooling := _pooling(source, plan):
         said[f"{arch}.pooling_type"] = POOLING[pooling]
@@ -107,6 +109,8 @@ def _output(name: str, parts: list[Output], stacked: bool, dtype: str, notes: li
     if name == "cls.output.weight" and len(shape) != 2:
         raise QwenchError(f"`{first.name}` is no matrix but of shape {list(shape)}")
     kind = _kind(name, first, dtype, notes)
+    if kind not in PLAIN and kind not in BLOCKS:
+        raise QwenchError(f"GGUF has no type for {kind}, which `{first.name}` is stored in", "keep it in safetensors")
     if heads and (not shape or not shape[0] or shape[0] % (2 * heads)):
         raise QwenchError(f"`{first.name}` is of shape {list(shape)}, which is not of {heads} heads")
     if name == "cls.output.weight" and shape[0] == 1:

@@ -117,8 +117,8 @@ class GgufReader:
         """Rows of q and k as transformers has them."""
         for side, heads in self._heads.items():
             if f".self_attn.{side}_proj." in name:
-                if not len(rows) or len(rows) % (2 * heads):
-                    raise damaged(self.file.path, f"the {len(rows)} rows of `{name}` are not of {heads} heads")
+                if not rows.dim() or not len(rows) or len(rows) % (2 * heads):
+                    raise damaged(self.file.path, f"`{name}` of shape {list(rows.shape)} is not of {heads} heads")
                 return unpermuted(rows, heads)
         return rows
 

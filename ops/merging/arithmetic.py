@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..base.errors import QwenchError
 from .methods import ELEMENTWISE, RANDOM
 from .ties import ties
 
@@ -78,15 +79,23 @@ class Job:
         from mergekit.merge_methods.api import merge_tensors
 
         def merge() -> Tensor:
-            return merge_tensors(
-                tensors,
-                self.method,
-                parameters=self.parameters,
-                ids=self.models,
-                base_index=self.base,
-                name=self.name,
-                dtype=self.dtype,
-            )
+            try:
+                return merge_tensors(
+                    tensors,
+                    self.method,
+                    parameters=self.parameters,
+                    ids=self.models,
+                    base_index=self.base,
+                    name=self.name,
+                    dtype=self.dtype,
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                # Ranges of parameters, such as a density of 2, are the method's own business.
+                line = " ".join(str(error).split())[:200]
+                kind = self.method.spec.name
+                raise QwenchError(f"`{kind}` cannot merge `{self.name}` with these parameters: {line}") from error
 
         with torch.inference_mode():
             if self.method.spec.name not in RANDOM:
