@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..base.parse import json_value
 from ..base.paths import local
 from ..text.rows import Malformed, json_lines
 from .law import Point
@@ -62,7 +62,7 @@ def _rows(text: str, suffix: str, path: Path) -> Iterable[tuple[str, Any]]:
             raise QwenchError(f"line {bad[0]} of the points {bad[1]}: `{path}`")
         return [(f"line {i}", row) for i, row in rows]
     try:
-        value = json.loads(text)
+        value = json_value(text)
     except ValueError as error:
         raise QwenchError(f"the points are not JSON ({error}): `{path}`") from error
     value = value.get("points") if isinstance(value, dict) else value

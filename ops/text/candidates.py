@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 
 from ..base.errors import QwenchError
 from ..base.events import Chose, Warned
+from ..base.parse import json_value
 from ..base.paths import local
 from .chunks import ChunkOptions, Tokenize, chunk_document
 from .documents import find_files, read_documents
@@ -228,9 +228,11 @@ def read_queries(path: str) -> list[tuple[str, str]]:
 
 def _json_query(path: str, number: int, line: str) -> tuple[str, str]:
     try:
-        row = json.loads(line)
+        row = json_value(line)
     except ValueError as error:
         raise QwenchError(f"line {number} is not JSON ({error}): `{path}`") from None
+    if not isinstance(row, dict):
+        raise QwenchError(f"line {number} is no JSON object: `{path}`", 'give {"id": ..., "text": ...} on every line')
     text = next((row[n] for n in ("text", "query") if isinstance(row.get(n), str)), "")
     return str(next((row[n] for n in (*ID_FIELDS, "qid", "query_id") if row.get(n) is not None), "")), text
 

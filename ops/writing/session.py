@@ -204,6 +204,6 @@ class Chat:
                 raise ValueError("role and content must be texts")
         except OSError as error:
             raise QwenchError(f"the transcript cannot be read ({error.strerror}): `{path}`") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise QwenchError(f"not a transcript: `{path}`", "each line is an object with role and content") from error
         self.messages, self.turns = found, []
