@@ -66,15 +66,104 @@ def test_the_revision_of_a_folder_follows_its_weights(tmp_path: Path) -> None:
     assert hub.resolve(str(tmp_path)).revision != before
 
 
+def test_the_revision_of_a_folder_follows_what_makes_its_vectors(tmp_path: Path) -> None:
+    import torch
+
+    folder = tiny.tiny_bert(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    torch.save({"a": torch.zeros(300_000), "b": torch.zeros(300_000)}, folder / "pytorch_model.bin")
+    safe = (folder / "model.safetensors").read_bytes()
+    seen = [hub.resolve(str(folder)).revision]
+
+    def differs() -> bool:
+        seen.append(hub.resolve(str(folder)).revision)
+        return seen[-1] not in seen[:-1]
+
+    (folder / "trainer_state.json").write_text("{}")
+    (folder / "README.md").write_text("about")
+    (folder / "pytorch_model.bin").touch()
+    assert not differs()  # a log, and weights that are not read because safetensors are there
+    lines = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join([*lines[:5], lines[6], lines[5], *lines[7:]]) + "\n")
+    assert differs()
+    changed = bytearray(safe)
+    changed[-1_000] ^= 1  # in a small tensor: those are read whole
+    (folder / "model.safetensors").write_bytes(changed)
+    assert differs()
+    (folder / "model.safetensors").unlink()
+    assert differs()
+    torch.save(
+        {"a": torch.zeros(300_000), "b": torch.zeros(300_000).index_fill_(0, torch.tensor(777), 1.0)},
+        folder / "pytorch_model.bin",
+    )
+    assert differs()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "max"}))
+    assert differs()
+
+
+def test_indexes_of_earlier_versions_stay_good_where_they_saw_everything(tmp_path: Path) -> None:
+    import dataclasses
+    import hashlib
+
+    from qwench.ops.index.fingerprint import Fingerprint, differences
+
+    folder = tiny.tiny_bert(tmp_path / "m")
+    digest = hashlib.blake2b(digest_size=16)  # as they computed it for small files: name, size and content
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
+        content, size = path.read_bytes(), path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        whole = size <= 64 * 4096
+        at = [0] if whole else [(size - 4096) * i // 63 for i in range(64)]
+        for first in at:
+            digest.update(content if whole else content[first : first + 4096])
+    found = hub.resolve(str(folder))
+    assert found.former == digest.hexdigest() != found.revision
+    new = Fingerprint("m", "folder", found.revision, "mean", True, 4, "float32", "none", 9, "", "", 1, 0, "chunk")
+    new = dataclasses.replace(new, former=found.former)
+    assert not differences(dataclasses.replace(new, revision=found.former), new)
+    assert "former" not in new.to_dict()
+    assert differences(dataclasses.replace(new, revision="other"), new)
+    (folder / "tokenizer.json").unlink()  # vocab.txt makes the tokens now, which they did not look at
+    assert hub.resolve(str(folder)).former is None
+
+
 def test_the_hub_cache_is_listed(qwench: Run, tmp_path: Path) -> None:
-    snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / "abc123"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"]}))
+    snapshots = {
+        n: tmp_path / "hub" / f"models--org--{n}" / "snapshots" / "abc123" for n in ("name", "odd", "part", "a")
+    }
+    for folder in snapshots.values():
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"]}))
+        (folder / "model.safetensors").write_bytes(b"")
+    (snapshots["odd"] / "config.json").write_text("[1]")
+    (snapshots["part"] / "model.safetensors").unlink()
+    (snapshots["a"] / "adapter_config.json").write_text("{}")
     done = qwench("models", "--json", env={"HF_HUB_CACHE": str(tmp_path / "hub")})
     rows = {r["name"]: r for r in map(json.loads, done.stdout.splitlines())}
     assert rows["org/name"]["kind"] == "causal-lm" and rows["org/name"]["revision"] == "abc123"
     assert rows["minilm"]["source"] == "packaged"
-    assert "org/name" in qwench("models", env={"HF_HUB_CACHE": str(tmp_path / "hub")}).stdout
+    assert rows["org/odd"]["kind"] == "unknown" and rows["org/a"]["kind"] == "adapter"
+    assert [rows[f"org/{n}"]["installed"] for n in snapshots] == [True, True, False, False]
+    assert "hf download org/part" in qwench("models", env={"HF_HUB_CACHE": str(tmp_path / "hub")}).stdout
+
+
+def test_weights_that_the_hub_has_as_bin_alone_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    tiny.write_st_files(tmp_path, "mean", 8, {}, 9)
+    asked: list[list[str]] = []
+
+    def download(name: str, allow_patterns: list[str], **options: object) -> str:
+        asked.append(allow_patterns)
+        if "pytorch_model*.bin" in allow_patterns:
+            (tmp_path / "pytorch_model.bin").write_bytes(b"weights")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub.resolve("org/model")
+    assert len(asked) == 2 and "pytorch_model*.bin" not in asked[0]
+    hub.resolve("org/model")
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from qwench.ops.scoring.embedder import Embedder, EmbedSettings
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
+from tests.conftest import Run
 
 TEXTS = ["a", "Where do the cranes go in the autumn of the year?", "NAÏVE café", "of cranes and of trains " * 4]
 ST = "sentence_transformers.models."
@@ -56,6 +57,12 @@ def dense(folder: Path, name: str, width: int, out: int, act: str = ACT + "Tanh"
     (folder / name / "config.json").write_text(json.dumps(said | more))
 
 
+def tokenizer(folder: Path) -> None:
+    """One token a byte, padded with the end token as transformers wants to be told."""
+    tiny.byte_tokenizer(folder)
+    change(folder / "tokenizer_config.json", pad_token="<|endoftext|>")
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT and two decoders over bytes, in the plain layout, random enough for every part to matter."""
@@ -75,7 +82,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for p in model.parameters():
                 p.copy_(torch.randn_like(p) * 0.3 if p.dim() > 1 else 1 + 0.1 * torch.randn_like(p))
         model.save_pretrained(home / name)
-        tiny.byte_tokenizer(home / name)
+        tokenizer(home / name)
         tiny.write_st_files(home / name, "mean" if name == "bert" else "lasttoken", 16, {}, 150)
     return home
 
@@ -179,7 +186,7 @@ EQUAL: dict[str, tuple[str, Callable[[Path], Any]]] = {
         "bert",
         lambda p: change(p / "config_sentence_transformers.json", prompts={"doc": "d: "}, default_prompt_name="doc"),
     ),
-    "cut": ("bert", lambda p: (order(p, "1_Pooling:Pooling"), as_bin(p))),
+    "weights in a .bin": ("bert", lambda p: (order(p, "1_Pooling:Pooling"), as_bin(p))),
     "sub-folder": ("bert", subfolder),
 }
 
@@ -259,7 +266,7 @@ def test_bin_weights_of_other_architectures(family: str, tmp_path: Path) -> None
     shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2} if family == "t5" else BERT
     config = AutoConfig.for_model(family, vocab_size=272, max_position_embeddings=160, initializer_range=0.3, **shape)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    tiny.byte_tokenizer(tmp_path)
+    tokenizer(tmp_path)
     tiny.write_st_files(tmp_path, "mean", 16, {}, 150)
     as_bin(tmp_path)
     same(tmp_path)
@@ -362,3 +369,61 @@ def test_an_embedding_decoder_neither_writes_nor_ranks(bases: Path, tmp_path: Pa
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(QwenchError, match="GGUF files"):
         Reranker(resolve(str(tmp_path / "x.gguf")), RerankSettings(runtime=Runtime(device="cpu")))
+
+
+def test_scores_are_cosines_whatever_the_length_of_the_vectors(
+    qwench: Run, lines: Callable[[str], list[dict]], bases: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bases / "bert", tmp_path / "m")
+    order(tmp_path / "m", "1_Pooling:Pooling")
+    (tmp_path / "d").mkdir()
+    for i, text in enumerate(TEXTS):
+        (tmp_path / "d" / f"{i}.md").write_text(text)
+    at = {"cwd": tmp_path}
+    assert qwench("embed", "d", "--model", "./m", "--out", "i.lance", "-q", **at).returncode == 0
+    found = lines(qwench("search", "i.lance", "cranes", "--json", **at).stdout)
+    direct = lines(qwench("embed", "d", "--model", "./m", "--query", "cranes", "--json", **at).stdout)
+    model = Embedder(resolve(str(tmp_path / "m")), EmbedSettings(runtime=Runtime(device="cpu")))
+    query, *texts = model.embed(model.query_ids(["cranes", *TEXTS], ""))
+    want = sorted((float(v @ query / np.linalg.norm(v) / np.linalg.norm(query)) for v in texts), reverse=True)
+    assert np.linalg.norm(query) > 1.5
+    for hits in (found, direct):
+        np.testing.assert_allclose([h["score"] for h in hits if "score" in h], want, atol=1e-5)
+    cut = Embedder(resolve(str(tmp_path / "m")), EmbedSettings(dim=8, runtime=Runtime(device="cpu")))
+    np.testing.assert_allclose(np.linalg.norm(cut.embed(cut.query_ids(TEXTS, "")), axis=1), 1, rtol=1e-5)
+
+
+def test_vectors_of_a_reading_that_was_wrong_are_not_mixed_in(
+    qwench: Run, bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of an earlier version, which read a decoder with is_causal: false as any other."""
+    shutil.copytree(bases / "qwen3", tmp_path / "m")
+    change(tmp_path / "m" / "config.json", is_causal=False)
+    (tmp_path / "a.md").write_text("cranes")
+    monkeypatch.chdir(tmp_path)
+    from qwench.ops.embed import EmbedOptions, embed
+    from qwench.ops.search import SearchOptions, search
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Embedder, "_how", lambda self: self.layout.pooling)
+        list(embed(EmbedOptions(["a.md"], "i.lance", "./m")))
+    with pytest.raises(QwenchError, match="both sides"):
+        list(search(SearchOptions("i.lance", "cranes")))
+    with pytest.raises(QwenchError, match="both sides"):
+        list(embed(EmbedOptions(["a.md"], "i.lance", "./m")))
+
+
+def test_adapters_and_sub_folders_are_named_to_inspect(bases: Path, tmp_path: Path) -> None:
+    from qwench.ops.inspect import inspect
+
+    shutil.copytree(bases / "bert", tmp_path / "m")
+    subfolder(tmp_path / "m")
+    with pytest.raises(QwenchError, match="sub-folder") as caught:
+        list(inspect(str(tmp_path / "m")))
+    assert caught.value.hint.endswith("0_T")
+    (tmp_path / "a").mkdir()
+    change(tmp_path / "a" / "adapter_config.json", base_model_name_or_path="org/base")
+    save_file({"x": torch.zeros(1)}, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(QwenchError, match=r"adapter.*org/base") as caught:
+        list(inspect(str(tmp_path / "a")))
+    assert "--lora" in caught.value.hint
