@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -444,3 +445,22 @@ def test_files_are_read_one_at_a_time_and_memory_stays_flat() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 40 and peak < 8 * 500_000
+
+
+def test_packed_text_is_read(tmp_path: Path) -> None:
+    long = "line of text, größer\n" * 20_000
+    write({"a.txt.gz": gzip.compress("packed größe".encode()), "b.1.gz": gzip.compress(long.encode())})
+    write({"c.tar.gz": gzip.compress(b"\0" * 600), "d.txt.gz": gzip.compress(os.urandom(9000))[:-100], "e.gz": "text"})
+    docs, warnings = read("a.txt.gz", "b.1.gz", "c.tar.gz", "d.txt.gz", "e.gz")
+    assert [text_of(d) for d in docs] == ["packed größe", long, "text"]
+    assert [d.spans for d in docs] == ["converted", "converted", "file"]
+    assert docs[1].size == Path("b.1.gz").stat().st_size
+    assert [(w.kind, w.subject) for w in warnings][:1] == [("binary", "c.tar.gz")]
+    assert warnings[1].subject == "d.txt.gz" and warnings[1].failed
+
+
+def test_a_file_with_a_few_bad_bytes_is_read_and_said() -> None:
+    write({"a.txt": "Größe und Höhe der Brücke\n".encode() * 50_000 + b"\xff\n"})
+    docs, warnings = read("a.txt")
+    assert text_of(docs[0]).endswith("Brücke\n\ufffd\n") and docs[0].spans == "converted"
+    assert [(w.kind, w.failed) for w in warnings] == [("encoding", False)] and "in 1 place" in warnings[0].message

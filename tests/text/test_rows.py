@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from qwench.ops.base.events import Warned
 from qwench.ops.text import parquet, rows
 from qwench.ops.text.documents import ReadOptions, find_files, read_documents
+from qwench.ops.text.fields import beside
 from qwench.ops.text.types import Document
 
 
@@ -292,3 +293,54 @@ def test_rows_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bom_alone_is_an_empty_table() -> None:
     Path("a.jsonl").write_bytes(codecs.BOM_UTF8)
     assert told(read("a.jsonl", text_field="text")[1]) == [("empty", "a.jsonl", False)]
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_lines_end_at_line_feeds_alone(codec: str) -> None:
+    values = [{"a": "one\u2028two\u2029three\u0085four\x0b\x0c\x1c"}, {"b": 1}]
+    text = "\n".join(json.dumps(v, ensure_ascii=False) for v in values) + '\n\n{"c"\n'
+    found = list(rows.json_lines(io.BytesIO(text.encode(codec))))
+    assert found[:2] == list(enumerate(values, 1))
+    assert found[2][0] == 4 and isinstance(found[2][1], rows.Malformed) and len(found) == 3
+
+
+def test_good_utf8_rows_stay_whatever_is_declared() -> None:
+    Path("a.jsonl").write_bytes('{"text": "grüß"}\n'.encode() + '{"text": "grün"}\n'.encode("cp1252"))
+    Path("a.csv").write_bytes("text\ngrüß\n".encode())
+    docs, warnings = read("a.jsonl", "a.csv", text_field="text", encoding="cp1252")
+    assert texts(docs) == ["grüß", "grün", "grüß"]
+    assert ["is UTF-8" in w.message for w in warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("table", "wanted", "said"),
+    [
+        ('id\ttext\n1\t"What is\n2\tworld"\n3\tfine\n', ['"What is', 'world"', "fine"], True),
+        ('id\ttext\n1\t"Hello\n2\tworld\n3\tfine\n', ['"Hello', "world", "fine"], True),
+        ('id\ttext\n1\t"Hello" he said\n2\tb\n', ['"Hello" he said', "b"], True),
+        ('id\ttext\n1\t5" disk\n2\tb\n', ['5" disk', "b"], False),
+        ('id\ttext\n1\t"quoted ""cell"""\n2\tb\n', ['quoted "cell"', "b"], False),
+        ('id\ttext\n1\t"two\nlines"\n2\tb\n', ["two\nlines", "b"], False),
+        ('"id"\t"text"\n"1"\t"a\n2\tb"\n', ["a\n2\tb"], False),
+    ],
+)
+def test_quotes_of_a_table_parted_by_tabs(table: str, wanted: list[str], said: bool) -> None:
+    Path("a.tsv").write_text(table)
+    docs, warnings = read("a.tsv", text_field="text")
+    assert texts(docs) == wanted
+    assert [w.kind for w in warnings] == ["rows"] * said and not any(w.failed for w in warnings)
+
+
+def test_a_quote_that_is_never_closed_between_commas() -> None:
+    Path("a.csv").write_text('id,text\n1,"Hello\n2,world\n')
+    assert texts(read("a.csv", text_field="text")[0]) == ['"Hello', "world"]
+    Path("b.csv").write_text('id,text\n1,"Hello\n2,world"\n')
+    assert texts(read("b.csv", text_field="text")[0]) == ["Hello\n2,world"]
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "input_a", "input_input_a", "input_b"]), st.integers(), max_size=5))
+def test_no_field_is_lost_beside_ours(given_: dict[str, int]) -> None:
+    ours = {"a": -1, "c": -2}
+    found = beside(given_, ours)
+    assert found.items() >= ours.items() and len(found) == len(given_) + 2
+    assert sorted(v for k, v in found.items() if k not in ours) == sorted(given_.values())
