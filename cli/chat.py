@@ -1,6 +1,8 @@
 """`qwench chat`: questions in, answers out; thinking has a budget and goes to stderr."""
 
+import os
 import signal
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +11,7 @@ import typer
 
 from . import out, screen
 from .errors import ExitCode
-from .options import Model, Talk, fill, refuse, runtime
+from .options import Model, Talk, choices, fill, refuse, runtime
 
 EPILOG = """\b
 examples:
@@ -20,7 +22,7 @@ examples:
 
 HELP = (
     "/help /reset /undo /retry /save FILE /load FILE /system TEXT /budget N "
-    "/model NAME /stats /quit; end a line with \\ to go on below"
+    '/model NAME /stats /quit; end a line with \\ to go on below, or write many between lines of """'
 )
 #: flags that override the published sampling of the mode
 SAMPLING = (
@@ -42,7 +44,11 @@ def chat(
     model: Model = "Qwen/Qwen3-0.6B",
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     think_budget: Annotated[
-        str, typer.Option(help="Tokens of thinking: -1 no limit, 0 none, N; minimal, low, medium, high.")
+        str,
+        typer.Option(
+            help="Tokens of thinking: -1 no limit, 0 none, N; minimal, low, medium, high.",
+            autocompletion=choices("minimal", "low", "medium", "high", "-1", "0"),
+        ),
     ] = "-1",
     think_stop: Annotated[str, typer.Option(help="At the budget: hard, or sentence (10 % more to end it).")] = "hard",
     think_message: Annotated[str | None, typer.Option(help="What closes a cut thought.", show_default=False)] = None,
@@ -121,6 +127,8 @@ def chat(
     words = list(prompt or ())
     if not words and not sys.stdin.isatty():
         words = ["-"]
+    elif words and "-" not in words and _is_piped():
+        words.append("-")
     text = "\n".join(_piped(shown) if w == "-" else w for w in words).strip("\n") if words else None
     if text is not None and not text.strip():
         raise QwenchError("the prompt is empty", "give a prompt, or pipe one in", ExitCode.USAGE)
@@ -161,6 +169,12 @@ def _rows(name: str) -> list[tuple[int, Any]]:
             return list(json_lines(file))
     except OSError as error:
         raise QwenchError(f"the prompts cannot be read ({error.strerror}): `{name}`", "give JSON lines") from error
+
+
+def _is_piped() -> bool:
+    """Somebody sends something: standard input is a pipe or a file, no terminal and no /dev/null."""
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _piped(streams: out.Out) -> str:
@@ -239,14 +253,27 @@ def _session(streams: out.Out, session: Any, show: _Show, transcript: Path | Non
         # Line editing and history come with the import.
         import readline  # noqa: F401
     streams.talk(f"{HELP}\nCtrl-C stops an answer, Ctrl-D leaves")
+    cleared = False
     while True:
         try:
-            line = input("> ")
+            line = _line(streams, "> ")
             while line.endswith("\\"):
-                line = line[:-1] + "\n" + input("... ")
+                line = line[:-1] + "\n" + _line(streams, "... ")
+            if line.strip() == '"""':
+                line = ""
+                while (more := _line(streams, "... ")).strip() != '"""':
+                    line += more + "\n"
         except EOFError:
             streams.thought("\n")
             return
+        except KeyboardInterrupt:
+            streams.thought("\n")
+            if cleared:
+                return
+            cleared = True
+            streams.talk("Ctrl-C once more leaves")
+            continue
+        cleared = False
         if not line.strip():
             continue
         try:
@@ -259,6 +286,14 @@ def _session(streams: out.Out, session: Any, show: _Show, transcript: Path | Non
                 session.save(transcript)
         except QwenchError as error:
             streams.error(error.message, error.hint, error.code)
+
+
+def _line(streams: out.Out, prompt: str) -> str:
+    """A line from the terminal; where stdout is a file or a pipe, the prompt is talk."""
+    if sys.stdout.isatty():
+        return input(prompt)
+    streams.thought(prompt)
+    return input()
 
 
 def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str = "") -> bool:
@@ -281,8 +316,7 @@ def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str =
         (session.save if name == "/save" else session.open)(Path(rest.strip()))
         streams.talk(f"{len(session.messages)} messages")
     elif name == "/system":
-        session.messages = [m for m in session.messages if m["role"] != "system"]
-        session.messages[:0] = [{"role": "system", "content": rest}] if rest else []
+        session.instruct(rest or None)
     elif name == "/budget":
         from ..ops.writing.thinking import budget_of
 
@@ -295,5 +329,7 @@ def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str =
         for turn in session.turns:
             streams.talk(_footer(turn))
     else:
+        if name != "/help":
+            streams.talk(f"unknown command: `{screen.one_line(name)}`")
         streams.talk(HELP)
     return False

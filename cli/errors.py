@@ -1,5 +1,6 @@
 """Exceptions become one sentence, a hint and an exit code."""
 
+import io
 import os
 import sys
 import traceback
@@ -45,6 +46,25 @@ def explain(error: BaseException) -> tuple[str, str | None, int]:
         return what[0].lower() + what[1:], hint, ExitCode.FAILED
     line = str(error).strip().splitlines()[0] if str(error).strip() else ""
     return f"unexpected {name}: {line}", "set QWENCH_DEBUG=1 for the traceback", ExitCode.FAILED
+
+
+class _Closed(io.TextIOBase):
+    """A standard output that is closed: rows must not vanish, so the first one ends the run."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        raise QwenchError("standard output is closed", "open it, or send it to a file")
+
+
+def complete_streams() -> None:
+    """Streams that the caller has closed are there all the same: nothing comes in, and nothing may go out."""
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = _Closed()
 
 
 def boundary(command: Callable[..., Any]) -> Callable[..., Any]:

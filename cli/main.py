@@ -1,8 +1,9 @@
 """The qwench command: the table of commands, and what they share."""
 
 import gc
+import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +26,7 @@ from . import (
     search,
 )
 from .commands import Command, register
-from .errors import boundary
+from .errors import boundary, complete_streams
 
 EPILOG = """\b
 exit codes: 0 done, 1 failed, 2 usage, 3 ran and the answer is no, 130 interrupted
@@ -97,13 +98,41 @@ def _apply_config(ctx: typer.Context) -> None:
 register(app, COMMANDS, GROUPS)
 
 
+#: what typer raises for a command line that cannot be understood
+USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+def _told(error: Any) -> int:
+    """Tell of a wrong command line, in JSON where it asks for that; the exit code."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    origin = None
+    if parameter is not None and str(context.get_parameter_source(parameter.name)).endswith("DEFAULT_MAP"):
+        path = tuple(context.command_path.split()[1:])
+        _, origin = config.setting(path, parameter.name, settings.read_config()) or (None, None)
+    if origin:
+        out.start("--json" in sys.argv).error(f"`{origin}`: {error.format_message()}", None, error.exit_code)
+    elif "--json" in sys.argv and error.format_message():
+        hint = f"{context.command_path} --help" if context else None
+        out.start(True).error(error.format_message(), hint, error.exit_code)
+    else:
+        error.show()
+    return error.exit_code
+
+
 def main() -> None:
     """Entry point of the console script."""
+    complete_streams()
+    code: Any = 0
     try:
-        app(prog_name="qwench")
+        code = app(prog_name="qwench", standalone_mode=False)
+    except USAGE as error:
+        code = _told(error)
+    except typer.Abort:
+        code = 1
     finally:
         # The end of a process looks for garbage three times over; with torch loaded that took 0.4 s.
         gc.freeze()
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

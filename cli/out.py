@@ -58,7 +58,8 @@ class Out:
 
     def document(self, value: Any) -> None:
         """The answer as JSON, on one line."""
-        self._data(json_safe(json_.dumps(value, ensure_ascii=False)) + "\n")
+        plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+        self._data(json_safe(json_.dumps(value, ensure_ascii=plain)) + "\n")
 
     def _data(self, text: str) -> None:
         if self._bar and self._bar.drawn and _one_terminal():

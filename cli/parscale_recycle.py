@@ -117,8 +117,16 @@ def _from_file(ctx: typer.Context, path: Path, known: dict[str, Any]) -> dict[st
         found["streams"] = ",".join(
             map(str, found["streams"] if isinstance(found["streams"], list) else [found["streams"]])
         )
-    flags = {n for n in found if str(ctx.get_parameter_source(n)).endswith("COMMANDLINE")}
-    return {n: v for n, v in found.items() if n not in flags}
+    parameters = {p.name: p for p in ctx.command.params}
+    checked = {}
+    for name, value in found.items():
+        if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE"):
+            continue
+        try:
+            checked[name] = parameters[name].type_cast_value(ctx, value)
+        except typer.BadParameter as error:
+            raise QwenchError(f"`{name}` in `{path}`: {error.message}", "write TOML: lr = 0.001", 2) from error
+    return checked
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -23,6 +23,8 @@ ROPE = {
     "factor": number(above=0),
     "original_max_position_embeddings": WIDTH,
     "attention_factor": number(above=0),
+    "mscale": number(0),
+    "mscale_all_dim": number(0),
     "beta_fast": number(above=0),
     "beta_slow": number(above=0),
     "low_freq_factor": number(above=0),

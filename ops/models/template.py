@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ..base.errors import QwenchError
 from ..base.parse import decoded
@@ -26,14 +26,25 @@ class ChatTemplate:
         self.source, self.specials, self._template = source, specials, None
         if source is None:
             return
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, nodes
+        from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        class Generation(Extension):
+            """`{% generation %}` marks for training what the model says; the text is the same."""
+
+            tags: ClassVar[set[str]] = {"generation"}
+
+            def parse(self, parser: Any) -> Any:
+                line = next(parser.stream).lineno
+                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+                return nodes.Scope(body, lineno=line)
 
         def refuse(message: str) -> None:
             raise TemplateError(message)
 
         room = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
         )
         room.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         room.globals |= {
@@ -47,6 +58,11 @@ class ChatTemplate:
                 f"the chat template cannot be read ({error})",
                 "mend it, or copy that of the original checkpoint: tokenizer_config.json or chat_template.jinja",
             ) from error
+
+    @property
+    def thinks(self) -> bool:
+        """It is made for a model that thinks before it answers."""
+        return self.source is not None and ("enable_thinking" in self.source or "<think>" in self.source)
 
     @classmethod
     def read(cls, files: dict[str, bytes]) -> ChatTemplate:
@@ -71,7 +87,7 @@ class ChatTemplate:
             thinking: `enable_thinking`; None leaves it undefined.
 
         Raises:
-            QwenchError: the template refuses the messages.
+            QwenchError: the template refuses the messages, or leaves one out.
         """
         if self._template is None:
             return "".join(m["content"] for m in messages), ""
@@ -85,6 +101,14 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
             raise QwenchError(f"the chat template refuses these messages: {error}", "see its roles") from error
+        for message in messages:
+            said = str(message.get("content") or "").strip()
+            # What a model said before may lose its thoughts; nobody else's words may be lost.
+            if message.get("role") != "assistant" and said not in whole:
+                raise QwenchError(
+                    f"the chat template leaves a message out: role `{message.get('role')}`, {said[:40]!r}",
+                    "use the roles it knows: system, user, assistant",
+                )
         return whole, whole[len(bare) :] if whole.startswith(bare) else ""
 
 

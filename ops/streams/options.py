@@ -78,6 +78,8 @@ def check(o: RecycleOptions) -> None:
         raise QwenchError("--train all makes a decoder of its own for each number of streams", "give one --streams", 2)
     if bool(o.tokens) == bool(o.steps):
         raise QwenchError("say how long to train, once", "add --tokens 20M or --steps 1000", code=2)
+    if o.lr is not None and not o.lr > 0:
+        raise QwenchError(f"--lr must be above 0, not {o.lr:g}", "leave it out for the default", code=2)
     if not 0 <= o.smooth < 1:
         raise QwenchError(f"--smooth is a share from 0 to below 1, not {o.smooth:g}", code=2)
     if o.prefix_tokens < 1 or o.prefix_tokens > o.seq_len:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def number(text: Any) -> float:
         raise ValueError(text)
     if not isinstance(text, str):
         return float(text)
-    bare = text.strip().replace(",", "").replace("_", "")
+    bare = text.strip().replace("_", "")
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?[A-Za-z]?", bare):
+        bare = bare.replace(",", "")
     unit = UNITS.get(bare[-1:].lower())
     return float(bare[:-1]) * unit if unit else float(bare)
 

@@ -193,7 +193,7 @@ class Work:
             steps=steps,
             batch=o.batch,
             grad_accum=o.grad_accum,
-            lr=o.lr or RATES[o.train],
+            lr=RATES[o.train] if o.lr is None else o.lr,
             schedule=o.schedule,
             warmup=max(steps // 20, 1) if o.warmup is None else o.warmup,
             clip=o.clip,

@@ -29,6 +29,7 @@ class Chatty:
     Attributes:
         ends: ids that end a turn.
         runner: torch or llama.cpp.
+        stretched: factor of the YaRN that `context` asked for, 0 for none.
     """
 
     runner: Choice
@@ -39,6 +40,7 @@ class Chatty:
     device: Choice
     dtype: Choice
     kernels: Choice
+    stretched: float = 0
 
 
 def load_causal(
@@ -93,7 +95,8 @@ def load_causal(
             checkpoint, long or config, where.value, r.dtype, r.quantize, slots, streams, fast.value
         )
     ends = _ends(config, files, tokenizer)
-    return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast)
+    factor = long["rope_parameters"]["factor"] if long else 0
+    return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast, factor)
 
 
 def _slower(source: Source, config: dict[str, Any], kernels: str) -> str | None:

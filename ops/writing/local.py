@@ -74,11 +74,14 @@ class LocalWriter:
             yield Chose(name, choice.value, choice.reason)
         if self.loaded.template.source is None:
             yield Warned("template", "the model has no chat template: the prompt is continued as plain text")
-        context = self._context
-        if context > 32768:
-            yield Warned("context", "YaRN is static here: short texts may get worse; leave --context out for them")
-        elif context:
-            self.loaded.engine.context = min(context, self.loaded.engine.context)
+        if self.loaded.stretched:
+            yield Warned(
+                "context",
+                f"the context is stretched {self.loaded.stretched:.3g} times by YaRN, which is static here: short "
+                "texts may get worse; leave --context out for them",
+            )
+        elif self._context:
+            self.loaded.engine.context = min(self._context, self.loaded.engine.context)
         self.think = Think.of(self.loaded.tokenizer)
         self.generator = Generator(self.loaded.engine, self.loaded.tokenizer, self.think, self.loaded.ends)
 
@@ -128,7 +131,7 @@ class LocalWriter:
             ask.budget,
             opened,
             ask.think_stop,
-            replace(THINKING if thinks else PLAIN, **dict(ask.sampling)),
+            replace(THINKING if thinks and self.loaded.template.thinks else PLAIN, **dict(ask.sampling)),
             random.randrange(1 << 31) if ask.seed is None else ask.seed,
             ask.stops,
             ask.logprobs,
@@ -150,6 +153,9 @@ class LocalWriter:
             # Tags further up may be a user's; a template that opens a thought ends with it.
             opened = tail.rstrip().endswith("<think>")
         ids = list(ask.ids) if ask.ids is not None else []
+        if ask.messages is not None and self.loaded.template.source is None:
+            # Nothing but the tokenizer says how such a model's texts begin.
+            ids += tokenizer.before
         if text + given:
             ids += tokenizer.ids([text + given])[0]
         return ids + ([] if given else [int(i) for i in ask.prefix]), _opened("<think>" * opened + said)

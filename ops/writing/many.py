@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..base.events import Advanced, Events, Finished, Produced, Started
+from ..base.events import Advanced, Events, Finished, Produced, Started, Warned
 from ..base.plots import check_plot
 from ..text.fields import beside
 from ..text.rows import Malformed
@@ -19,6 +19,11 @@ from .session import Chat, ChatOptions
 from .thinking import budget_of
 from .writer import Prepared, Turn
 
+#: what a request to a server may ask for beside its messages
+REQUEST = (
+    *("tools", "tool_choice", "functions", "response_format", "max_tokens", "max_completion_tokens", "temperature"),
+    *("top_p", "top_k", "min_p", "stop", "n", "seed", "logprobs", "stream", "chat_template_kwargs", "enable_thinking"),
+)
 Rows = list[tuple[int, dict[str, Any]]]  # number of the line, its object
 
 
@@ -36,6 +41,7 @@ def many(options: ChatOptions, rows: Iterable[tuple[int, Any]]) -> Events:
     objects = _objects(rows)
     chat = Chat(_fitting(options, objects))
     yield from chat.load()
+    yield from _unheard(objects)
     prepared = _prepared(chat, objects)
     yield Started("prompts", len(prepared))
     for number, found in _in_order(chat, prepared):
@@ -135,15 +141,55 @@ def _prepared(chat: Chat, objects: Rows) -> list[Prepared]:
     found = []
     for key, (number, row) in enumerate(objects):
         try:
-            messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-            found.append(chat.writer.prepare(chat.ask(key, [*chat.messages, *messages], chat.seed + key)))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise QwenchError(
-                f"line {number} has neither a prompt nor messages", 'give {"prompt": "..."} on every line'
-            ) from error
+            found.append(chat.writer.prepare(chat.ask(key, [*chat.messages, *messages_of(row)], chat.seed + key)))
         except QwenchError as error:
             raise QwenchError(f"line {number}: {error.message}", error.hint, error.code) from error
     return found
+
+
+def messages_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Messages of a row with `prompt` or `messages`, their contents as text.
+
+    Raises:
+        QwenchError: it has neither, or a message without role or text.
+    """
+    hint = 'give {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]} on every line'
+    given = row.get("messages")
+    if given is None:
+        if not isinstance(row.get("prompt"), str):
+            raise QwenchError("there is neither a prompt nor messages", hint)
+        return [{"role": "user", "content": row["prompt"]}]
+    if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
+        raise QwenchError("`messages` is no list of messages", hint)
+    for message in given:
+        if not isinstance(message.get("role"), str):
+            raise QwenchError("a message has no role", hint)
+    return [message | {"content": _text(message)} for message in given]
+
+
+def _text(message: dict[str, Any]) -> str:
+    """The content of a message, text parts joined."""
+    content = message.get("content")
+    if content is None and message["role"] == "assistant":
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [None]
+    for part in parts:
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            kind = part.get("type") if isinstance(part, dict) else None
+            what = f"a part of type `{kind}`" if kind else "no text"
+            raise QwenchError(
+                f"the content of a message is {what}, and only text can be read", 'write "content": "..."'
+            )
+    return "".join(part["text"] for part in parts)
+
+
+def _unheard(objects: Rows) -> Iterator[Warned]:
+    """A line about fields of rows that would ask for something, and do not here."""
+    there = {name for _, row in objects for name in row}
+    if names := [f"`{name}`" for name in REQUEST if name in there]:
+        yield Warned("rows", f"rows have {', '.join(names)}, carried along and not heard: flags ask for all rows alike")
 
 
 def _in_order(chat: Chat, prepared: list[Prepared]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -86,10 +86,12 @@ class Row:
         self.words = Stream(tokenizer, request.stops, not words, words)
         self.state = "thinking" if request.opened else "answer" if request.begun else "idle"
         # Room for the answer and the message that leads to it is set aside before any thought.
-        self.limit = max(room - len(think.message), 0)
+        most = self.limit = max(room - len(think.message), 0)
         self.limited_by = "length"
         if 0 <= request.budget <= self.limit:
             self.limit, self.limited_by = request.budget, "budget"
+        #: tokens more to finish a sentence; they too leave the answer its room
+        self.grace = min(max(self.limit // 10, 1), most - self.limit) if request.think_stop == "sentence" else 0
         self.begun = time.perf_counter()
         self.back = 0  # tokens to take out of the cache before the next pass
 
@@ -146,8 +148,7 @@ class Row:
 
     def _over(self) -> bool:
         """The budget is used up, and so is the grace for a sentence."""
-        grace = max(self.limit // 10, 1) if self.request.think_stop == "sentence" and self.limit else 0
-        if self.limited_by != "budget" or self.turn.thinking_tokens >= self.limit + grace:
+        if self.limited_by != "budget" or not self.limit or self.turn.thinking_tokens >= self.limit + self.grace:
             return True
         tail = self.thoughts.text.rstrip(" ")
         return not tail or tail.endswith(("\n", ".", "!", "?", "。", "！", "？"))

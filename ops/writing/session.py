@@ -65,11 +65,14 @@ class Chat:
         self.options, self.budget = options, budget_of(options.think_budget)
         if options.think_stop not in STOPS:
             raise QwenchError(f"unknown --think-stop: `{options.think_stop}`", f"use {' or '.join(STOPS)}", code=2)
+        if "" in options.stops:
+            raise QwenchError("--stop takes a text, and an empty one would end every answer before it begins", code=2)
         if options.max_tokens < 1:
             raise QwenchError("--max-tokens must be at least 1", code=2)
         self.seed = random.randrange(1 << 31) if options.seed is None else options.seed
         self.messages: list[dict[str, Any]] = []
         self.turns: list[dict[str, Any]] = []
+        self.system = options.system
         self.reset()
 
     def load(self) -> Events:
@@ -110,8 +113,14 @@ class Chat:
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages, self.turns = [], []
-        if self.options.system is not None:
-            self.messages = [{"role": "system", "content": self.options.system}]
+        self.instruct(self.system)
+
+    def instruct(self, system: str | None) -> None:
+        """Another system message from here on, None for none; it stays after a `reset`."""
+        self.system = system
+        self.messages = [m for m in self.messages if m["role"] != "system"]
+        if system is not None:
+            self.messages.insert(0, {"role": "system", "content": system})
 
     def undo(self) -> str | None:
         """Take the last question and its answer back; returns the question, None when there is none."""

@@ -114,11 +114,11 @@ class Stream:
 
     def _show(self, text: str) -> str:
         self._held += text
-        for stop in self._stops:
-            if (at := self._held.find(stop)) >= 0:
-                self.stopped = stop
-                text, self._held = self._held[:at], ""
-                return self._out(text)
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            at, self.stopped = min(found)
+            text, self._held = self._held[:at], ""
+            return self._out(text)
         keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
         text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return self._out(text)

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -204,3 +205,33 @@ def test_code_of_a_model_folder_never_runs(tmp_path: Path, qwench: Run, command:
     assert not ran.exists()
     assert "unexpected" not in done.stderr and len(done.stderr.strip().splitlines()) <= 3
     assert "never runs a model's code" in done.stderr
+
+
+def test_usage_errors_are_json_too_and_name_where_a_value_comes_from(qwench: Run, tmp_path: Path) -> None:
+    for args in (("embed", "--nope"), ("embed", "--dim", "x"), ("frobnicate",)):
+        done = qwench(*args, "--json")
+        told = json.loads(done.stderr)
+        assert done.returncode == told["code"] == 2 and done.stdout == "" and told["error"]
+    done = qwench("embed", "x", "--out", "-", env={"QWENCH_DIM": "abc"})
+    assert done.returncode == 2 and "`QWENCH_DIM`" in done.stderr
+    config = tmp_path / "home" / "config" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text('[embed]\ndim = "abc"\n')
+    done = qwench("embed", "x", "--out", "-")
+    assert done.returncode == 2 and "config.toml" in done.stderr
+
+
+def test_streams_that_are_closed(terminal: Terminal) -> None:
+    status, shown = terminal("{} models --json >&-")
+    assert status == 1 and "standard output is closed" in shown
+    status, shown = terminal("{} models --json <&- > found; wc -l < found")
+    assert status == 0 and int(shown.split()[0]) >= 2
+    assert terminal("{} models --json 2>&- > found")[0] == 0
+
+
+def test_json_is_json_on_any_stdout(tmp_path: Path) -> None:
+    code = "from qwench.cli import out; out.Out(True).document({'a': 'é\u2028中'})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True
+    )
+    assert json.loads(done.stdout) == {"a": "é\u2028中"}

@@ -17,17 +17,21 @@ KINDS = ("default", "linear", "llama3", "yarn")
 def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
     """Rotary settings of either spelling: `rope_parameters` (transformers 5) or rope_theta and rope_scaling (4)."""
     config = fields_of(config, "config.json")
-    rope = (config.get("rope_parameters") or config.get("rope_scaling") or Fields({}, "config.json", ROPE)).copy()
+    rope = (config.get("rope_parameters") or Fields({}, "config.json", ROPE)).copy()
+    # Beside one another, the older key is what a reader added: Qwen's recipe for long texts on a newer checkpoint.
+    for added in (rope, config.get("rope_scaling") or {}):
+        if "type" in added:
+            rope["rope_type"] = added.get("rope_type") or added["type"]
+        rope.update({k: v for k, v in added.items() if k != "type"})
+    rope.pop("type", None)
     rope.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
-    if "type" in rope:
-        rope.setdefault("rope_type", rope.pop("type"))
     return rope
 
 
 def frequencies(config: dict[str, Any], head_dim: int, device: str = "cpu") -> tuple[Tensor, float]:
     """(inverse frequencies (head_dim / 2,) float32, factor on cos and sin).
 
-    YaRN: arXiv 2309.00071, section 3; the factor is 0.1 ln(factor) + 1. llama3: long waves stretched, short ones kept.
+    YaRN: arXiv 2309.00071, section 3. llama3: long waves stretched, short ones kept.
     """
     import torch
 
@@ -55,8 +59,16 @@ def frequencies(config: dict[str, Any], head_dim: int, device: str = "cpu") -> t
     low, high = max(low, 0), min(high, head_dim - 1)
     ramp = (torch.arange(head_dim // 2, dtype=torch.float32, device=device) - low) / max(high - low, 0.001)
     stretched = ramp.clamp(0, 1)
-    scale = rope.get("attention_factor") or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    scale = rope.get("attention_factor")
+    if not scale:
+        pair = rope.get("mscale"), rope.get("mscale_all_dim")
+        scale = _sharper(factor, pair[0]) / _sharper(factor, pair[1]) if all(pair) else _sharper(factor)
     return inv / factor * stretched + inv * (1 - stretched), scale
+
+
+def _sharper(factor: float, share: float = 1.0) -> float:
+    """Factor on cos and sin of YaRN (arXiv 2309.00071, equation 22); `share` is DeepSeek's mscale."""
+    return 0.1 * share * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def stretched(config: dict[str, Any], context: int) -> dict[str, Any]:
