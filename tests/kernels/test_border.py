@@ -22,9 +22,11 @@ from qwench.ops.kernels.native.border import Matrix
 from qwench.ops.kernels.native.linear import BlockLinear, NativeLinear, linear, to_blocks
 from qwench.ops.kernels.native.step import DecodeStep, attend
 from qwench.ops.models.hub import resolve
+from qwench.ops.models.load import load_encoder
 from qwench.ops.writing.load import load_causal
 
-from tests.tiny import byte_decoder
+from tests.streams.test_parscale import streamed
+from tests.tiny import byte_decoder, tiny_bert
 
 pytestmark = pytest.mark.skipif(not native_library.available().value, reason=native_library.available().reason)
 
@@ -304,6 +306,28 @@ def test_a_checkpoint_with_heads_that_cannot_be(change: dict[str, int], kernels:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(QwenchError, match=r"heads"):
         load_causal(resolve(str(folder)), runtime=Runtime(device="cpu", dtype="float32", kernels=kernels))
+
+
+def test_an_encoder_and_streams_that_cannot_be(tmp_path: Path) -> None:
+    for folder, change, said in (
+        (tiny_bert(tmp_path / "bert"), {"num_attention_heads": 3}, "3 attention heads"),
+        (streamed(tmp_path, "qwen3"), {"parscale_n_tokens": 0}, "without a prefix"),
+    ):
+        config = json.loads((folder / "config.json").read_text()) | change
+        (folder / "config.json").write_text(json.dumps(config))
+        load = load_encoder if folder.name == "bert" else load_causal
+        with pytest.raises(QwenchError, match=said):
+            load(resolve(str(folder)), Runtime(device="cpu", dtype="float32", kernels="native"))
+
+
+def test_without_assertions_too() -> None:
+    code = (
+        "import torch; from qwench.ops.kernels.native import library, rows; library.available()\n"
+        "try: rows.rms_norm(torch.ones(3, 8), torch.ones(4), 1e-6)\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "`weight` must have the shape (8,), and has (4,)\n", done.stderr
 
 
 def test_no_check_is_an_assertion() -> None:

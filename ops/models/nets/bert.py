@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...base.errors import QwenchError
 from ...kernels.choose import EAGER, Kernels
 from .linear import Linear, Maker
 from .packed import attend, positions_of, runs_of
@@ -36,6 +37,9 @@ class BertEncoder:
         hidden_size: width of the hidden states.
         max_positions: longest sequence, special tokens included.
         parameters: number of parameters used; matmul_parameters: those that every token is multiplied with.
+
+    Raises:
+        QwenchError: heads that cannot be; see `Weights`.
     """
 
     causal = False
@@ -51,6 +55,11 @@ class BertEncoder:
     ) -> None:
         self.hidden_size: int = config["hidden_size"]
         self.heads: int = config["num_attention_heads"]
+        if self.heads < 1 or self.hidden_size % self.heads:
+            raise QwenchError(
+                f"the config says {self.heads} attention heads for {self.hidden_size} values, which they do not share",
+                "download or copy the model again",
+            )
         self.eps: float = config.get("layer_norm_eps", 1e-12)
         self.act: str = config.get("hidden_act", "gelu")
         self.max_positions: int = config["max_position_embeddings"]

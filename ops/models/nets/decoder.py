@@ -59,9 +59,6 @@ def sparse(config: dict[str, Any], layer: int) -> bool:
 class DecoderEncoder:
     """A causal decoder read for its hidden states.
 
-    Raises:
-        QwenchError: heads that cannot be; see `Weights`.
-
     Args:
         dtype: of activations, norms and biases.
         linear: class of the products; kernels: of the steps between them.
@@ -71,6 +68,9 @@ class DecoderEncoder:
         hidden_size: width of the hidden states.
         max_positions: longest sequence, special tokens included.
         parameters: number of parameters used; matmul_parameters: those that every token is multiplied with.
+
+    Raises:
+        QwenchError: heads that cannot be; see `Weights`.
     """
 
     def __init__(

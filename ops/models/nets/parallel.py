@@ -110,6 +110,8 @@ class ParallelDecoder(CausalDecoder):
             return adapter[name].to(device, adapter[name].dtype if kept else dtype)
 
         shape = (p, self.kv_heads, config["parscale_n_tokens"], self.head_dim)
+        if shape[2] < 1:
+            raise QwenchError("the config says streams without a prefix, which would all be alike", "copy it again")
         self.prefixes = [
             tuple(take(f"layers.{i}.self_attn.prefix_{n}", *shape).contiguous() for n in "kv")
             for i in range(len(self.layers))
