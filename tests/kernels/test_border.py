@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -335,28 +333,3 @@ def test_no_check_is_an_assertion() -> None:
     for file in Path(border.__file__).parent.glob("*.py"):
         code = compile(file.read_text("utf-8"), str(file), "exec", ast.PyCF_ONLY_AST)
         assert not [node.lineno for node in ast.walk(code) if isinstance(node, ast.Assert)], file
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
-def test_kernels_under_sanitizers(tmp_path: Path) -> None:
-    """Every kernel test again, with a library that stops at a read or write out of bounds."""
-    wrapper = tmp_path / "cc"
-    wrapper.write_text(
-        '#!/bin/bash\nexec gcc -fsanitize=address,undefined -fno-sanitize-recover=undefined "${@/-O3/-O1}"\n'
-    )
-    wrapper.chmod(0o755)
-    asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
-    env = os.environ | {
-        "CC": str(wrapper),
-        "LD_PRELOAD": asan.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
-    }
-    here = Path(__file__).parent
-    files = [here / "test_border.py", here / "test_native.py", here.parent / "models/test_step.py"]
-    picked = "not sanitizers and not at_once and not checkpoint and not fewer_threads"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", picked, *map(str, files)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200, cwd=here.parents[1])
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "skipped" not in done.stdout.splitlines()[-1]
