@@ -96,6 +96,18 @@ def test_blocks_are_whole_documents_end_to_end(home: Path, tokenizer: TextTokeni
     assert (found.heads[: found.documents, 0] == 256).all() and found.heads.shape[1] == 4
 
 
+def test_the_split_is_of_the_texts_wherever_they_lie(
+    home: Path, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "texts", tmp_path / "elsewhere")
+    how = DataOptions((str(home / "texts"),), seq_len=32, head=4, eval_tokens=512)
+    found, _ = blocks_of(how, tokenizer)
+    monkeypatch.chdir(tmp_path)
+    for data in ("elsewhere", "./elsewhere/", str(tmp_path / "elsewhere")):
+        again, _ = blocks_of(replace(how, data=(data,)), tokenizer)
+        assert torch.equal(found.train, again.train) and torch.equal(found.held_out, again.held_out), data
+
+
 def test_reading_stops_where_there_is_enough(home: Path, tokenizer: TextTokenizer) -> None:
     how = DataOptions((str(home / "texts"),), seq_len=32, head=4, tokens=640, eval_tokens=64)
     found, _ = blocks_of(how, tokenizer)
