@@ -140,6 +140,23 @@ def test_rows_carry_their_columns(qwench: Run, lines: Lines, tmp_path: Path) -> 
     assert bad.returncode == 2 and "lang" in bad.stderr
 
 
+def test_names_of_ours_win_and_paths_have_a_folder(qwench: Run, lines: Lines, tmp_path: Path) -> None:
+    tiny.minilm()
+    for name in ("p1/docs", "p2/other"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "p1/docs/c.jsonl").write_text('{"text": "cats purr", "score": 99, "schema": "x"}\n')
+    (tmp_path / "p2/other/e.md").write_text("cars")
+    for folder, paths in (("p1", ["docs"]), ("p1/docs", ["."]), ("p2", ["other", "--prune"])):
+        done = qwench("embed", *paths, "--out", tmp_path / "all.lance", *MODEL, "--json", cwd=tmp_path / folder)
+        assert done.returncode == 0 and json.loads(done.stdout)["pruned"] == 0, done.stderr
+    found = lines(qwench("search", tmp_path / "all.lance", "cats purr", "--json", cwd=tmp_path).stdout)
+    assert [h["path"] for h in found] == ["p1/docs/c.jsonl", "p2/other/e.md"]
+    assert found[0]["score"] > 0.99 and (found[0]["input_score"], found[0]["input_schema"]) == (99, "x")
+    assert found[0]["schema"] == 1 and found[0]["rank"] == 1
+    paths = lines(qwench("search", tmp_path / "all.lance", "cats", "-l", "--json", cwd=tmp_path / "p2").stdout)
+    assert {p["path"] for p in paths} == {f"{tmp_path}/p1/docs/c.jsonl", "other/e.md"}
+
+
 def test_standard_input_and_name_lists(qwench: Run, lines: Lines, docs: Path, tmp_path: Path) -> None:
     done = qwench("embed", "-", "--out", "-", *MODEL, input="one line\n", cwd=tmp_path)
     assert [(r["path"], r["text"]) for r in lines(done.stdout)] == [("-", "one line")]
