@@ -19,7 +19,7 @@ TEMPLATES = either(TEXT, listed(table({"name": TEXT, "template": TEXT})))
 ROPE = {
     "rope_type": TEXT,
     "type": TEXT,
-    "rope_theta": number(above=0),
+    "rope_theta": number(above=1),
     "factor": number(above=0),
     "original_max_position_embeddings": WIDTH,
     "attention_factor": number(above=0),
@@ -50,7 +50,7 @@ CONFIG = {
     "parscale_attn_smooth": number(0),
     "rms_norm_eps": number(0),
     "layer_norm_eps": number(0),
-    "rope_theta": number(above=0),
+    "rope_theta": number(above=1),
     "rope_parameters": table(ROPE),
     "rope_scaling": table(ROPE),
     "partial_rotary_factor": number(above=0),

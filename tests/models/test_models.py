@@ -12,6 +12,7 @@ from qwench.ops.models import device, hub
 from qwench.ops.models.layouts import read_layout
 
 from tests import tiny
+from tests.checkpoint.test_fuzz import small_model
 from tests.conftest import Run
 
 
@@ -220,3 +221,29 @@ def test_layouts_of_both_spellings_and_refusals(tmp_path: Path) -> None:
         read_layout(tmp_path, {"model_type": "bert"})
     with pytest.raises(QwenchError, match="how its vectors"):
         read_layout(tmp_path, {"model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("intermediate_size", (1 << 31) - 1, "but config.json asks for"),
+        ("num_hidden_layers", 99_999, "lacks a weight of its architecture"),
+        ("num_hidden_layers", 1 << 30, "`num_hidden_layers` must be a whole number above 0 and at most 100000"),
+        ("num_attention_heads", 0, "`num_attention_heads` must be a whole number above 0, and is `0`"),
+        (
+            "rope_parameters",
+            {"rope_type": "yarn", "factor": 2, "rope_theta": 1},
+            "`rope_parameters.rope_theta` must be",
+        ),
+        ("rope_parameters", {"rope_type": "llama3", "factor": 2}, "does not say `rope_parameters.low_freq_factor`"),
+        ("hidden_size", "64", '`hidden_size` must be a whole number above 0, and is `"64"`'),
+    ],
+)
+def test_a_config_cannot_ask_for_more_than_the_file_holds(key: str, value: object, words: str, tmp_path: Path) -> None:
+    from qwench.ops.models.load import load_encoder
+
+    folder = small_model(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QwenchError, match=words):
+        load_encoder(hub.resolve(str(folder)), device="cpu", dtype="float32", kernels="eager")

@@ -58,14 +58,18 @@ class Weights:
 
     def _stored(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """The tensor as it lies in the file, its name still in the account."""
+        tensor = self._reader.load(self._full(name))
+        self._fits(name, tensor.shape, shape)
+        return tensor
+
+    def _full(self, name: str) -> str:
+        """The name in the file."""
         if name not in self._names:
             raise QwenchError(
                 f"the checkpoint lacks a weight of its architecture: `{name}` in `{self.folder}`",
                 "it would be random; use a complete checkpoint",
             )
-        tensor = self._reader.load(self._names[name])
-        self._fits(name, tensor.shape, shape)
-        return tensor
+        return self._names[name]
 
     def _fits(self, name: str, found: Iterable[int], shape: tuple[int, ...] | None) -> None:
         if shape is not None and tuple(found) != shape:
@@ -92,6 +96,9 @@ class Weights:
         """Several tensors (name -> shape) as one, one below the other; the file's pages are let go of."""
         import torch
 
+        # What the config asks for is allocated only where the file holds as much.
+        for name, shape in parts.items():
+            self._fits(name, self._reader.infos[self._full(name)].shape, shape)
         rows = sum(shape[0] for shape in parts.values())
         out = torch.empty((rows, *next(iter(parts.values()))[1:]), dtype=dtype, device=device)
         at = 0
