@@ -106,12 +106,12 @@ def _output(name: str, parts: list[Output], stacked: bool, dtype: str, notes: li
     if any(p.shape != first.shape for p in parts):
         raise QwenchError(f"experts of different shapes cannot be stacked: `{first.name}`")
     shape = (len(parts), *first.shape) if stacked else first.shape
-    if name == "cls.output.weight" and len(shape) != 2:
+    if name == "cls.output.weight" and (len(shape) != 2 or 0 in shape):
         raise QwenchError(f"`{first.name}` is no matrix but of shape {list(shape)}")
     kind = _kind(name, first, dtype, notes)
     if kind not in PLAIN and kind not in BLOCKS:
         raise QwenchError(f"GGUF has no type for {kind}, which `{first.name}` is stored in", "keep it in safetensors")
-    if heads and (not shape or not shape[0] or shape[0] % (2 * heads)):
+    if heads and (not shape or 0 in shape or shape[0] % (2 * heads)):
         raise QwenchError(f"`{first.name}` is of shape {list(shape)}, which is not of {heads} heads")
     if name == "cls.output.weight" and shape[0] == 1:
         # llama.cpp takes a softmax over (yes, no): with a row of zeros for no it is the sigmoid of the score.
