@@ -266,9 +266,12 @@ def word(text: str) -> bytes:
 
 def packed(value: Any) -> bytes:
     if isinstance(value, list):
-        kind = 8 if all(isinstance(v, str) for v in value) else 5 if all(isinstance(v, int) for v in value) else 6
-        each = [word(v) if kind == 8 else struct.pack("<i" if kind == 5 else "<f", v) for v in value]
-        return struct.pack("<IIQ", 9, kind, len(value)) + b"".join(each)
+        # An array is of one type: that of its first item.
+        items = [v for v in value if type(v) is type(value[0])]
+        kind = 8 if not items or isinstance(items[0], str) else 4 if isinstance(items[0], int) else 6
+        items = [] if items and isinstance(items[0], list) else items
+        each = [word(v) if kind == 8 else struct.pack("<I" if kind == 4 else "<f", v) for v in items]
+        return struct.pack("<IIQ", 9, kind, len(items)) + b"".join(each)
     if isinstance(value, str):
         return struct.pack("<I", 8) + word(value)
     kind = 7 if isinstance(value, bool) else 4 if isinstance(value, int) else 6
