@@ -169,7 +169,7 @@ URLS = [
     "convert none s3://b/out",
     "convert none s3://b/out.gguf --dry-run",
     "convert hf://a/b out",
-    "convert none words --explain-gates --plot s3://b/p.png",
+    "gates none words --plot s3://b/p.png",
     "merge a b --out s3://b/out",
     "merge a b --out s3://b/out --dry-run",
     "merge a b --out out --plot s3://b/p.png",
@@ -213,7 +213,7 @@ def test_no_command_takes_a_url_for_a_path(line: str, tmp_path: Path, monkeypatc
 
 PICTURES = [
     "chat --prompts docs --sweep 0 --model ./none --plot",
-    "convert ./none words --explain-gates --plot",
+    "gates ./none words --plot",
     "merge ./none ./other --out out --plot",
     "merge ./none ./other --sweep t=0,1 --eval ppl:docs --plot",
     "parscale-law --plot",
