@@ -63,6 +63,9 @@ def check(points: list[Point]) -> None:
         raise QwenchError(
             f"all points have {points[0].streams} streams, which says nothing of k", "add points with other streams"
         )
+    losses = [p.loss for p in points]
+    if max(losses) - min(losses) < 1e-6 * max(losses):
+        raise QwenchError("all points have the same loss, which says nothing of what lowers it", "measure real runs")
     sizes = sorted(log(p.parameters) for p in points)
     # What streams add makes no other size: it is 7 % of a small model at most.
     if sum(b - a > 0.1 for a, b in pairwise(sizes)) < 2:

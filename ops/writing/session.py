@@ -14,7 +14,7 @@ from ..base.events import Events, Finished, Produced, Warned
 from ..base.paths import local
 from ..base.runtime import Runtime
 from ..text.rows import json_lines
-from .local import LocalWriter
+from .engines import writer_of
 from .thinking import STOPS, budget_of
 from .writer import Ask, Turn, Writer, refuse
 
@@ -82,15 +82,8 @@ class Chat:
             QwenchError: see `LocalWriter.load`; a budget for a model that does not think.
         """
         o = self.options
-        writer = LocalWriter(
-            o.model,
-            o.runtime,
-            context=o.context,
-            slots=o.slots,
-            streams=o.streams,
-        )
-        yield from writer.load()
-        self.writer: Writer = writer
+        self.writer: Writer = writer_of(o.model, o.runtime, context=o.context, slots=o.slots, streams=o.streams)
+        yield from self.writer.load()
         refuse(self.writer, self.ask(None, [], 0).needs())
 
     def switch(self, model: str) -> Events:
