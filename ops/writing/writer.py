@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..base.errors import QwenchError
+from ..base.events import Events
 from .sampling import Sampling
 from .thinking import STOPS
 
@@ -232,6 +233,14 @@ class Writer(Protocol):
 
     @property
     def why(self) -> Mapping[str, tuple[str, str | None]]: ...
+
+    def load(self) -> Events:
+        """Make ready to write, with the choices made; yields Chose and Warned.
+
+        Raises:
+            QwenchError: no such model, or no such server.
+        """
+        ...
 
     def prepare(self, ask: Ask) -> Prepared:
         """An ask as it will be run, for who wants to know before.
