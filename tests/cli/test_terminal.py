@@ -176,7 +176,8 @@ def test_tensor_names_paths_and_passages_are_escaped(tmp_path: Path, qwench: Run
 
 @pytest.mark.parametrize("command", ["embed", "rerank", "tokenizer", "gates"])
 def test_code_of_a_model_folder_never_runs(tmp_path: Path, qwench: Run, command: str) -> None:
-    folder = tiny.cross_encoder(tmp_path / "model")
+    make = tiny.tiny_bert if command in ("embed", "tokenizer") else tiny.cross_encoder
+    folder = make(tmp_path / "model")
     ran = tmp_path / "ran"
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "never_heard_of", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
@@ -199,7 +200,7 @@ def test_code_of_a_model_folder_never_runs(tmp_path: Path, qwench: Run, command:
         "tokenizer": ("embed", "-", "--model", folder, "--out", "-"),
         "gates": ("gates", folder, "out.txt"),
     }[command]
-    (tmp_path / "out.txt").write_text("text")
+    (tmp_path / "out.txt").write_text("a text of some words")
     done = qwench(*words, input="y\n" * 9, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
     assert not ran.exists()
