@@ -43,6 +43,13 @@ def pick_kernels(kernels: str, device: str) -> Choice:
     return Choice(wanted, "C kernels built for this CPU" if wanted == "native" else "Triton runs on this GPU")
 
 
+def for_dtype(kernels: Choice, dtype: str) -> Choice:
+    """The kernels that a model of a dtype really runs on: those in C compute in float32 alone."""
+    if kernels.value != "native" or dtype == "float32":
+        return kernels
+    return Choice("eager", f"the C kernels compute in float32, and the model in {dtype}")
+
+
 def prepared(runtime: Runtime) -> Events:
     """Tell of a build of the C kernels that takes long, before `pick_kernels` waits for it without a word.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import QwenchError
 from ..base.runtime import Runtime
 from ..checkpoint.sidecars import adapter_alone, read_json
-from ..kernels.choose import bind, pick_kernels
+from ..kernels.choose import bind, for_dtype, pick_kernels
 from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
 from .hub import Checkpoint
 from .layouts import DECODERS
@@ -81,7 +81,8 @@ def load_encoder(checkpoint: Checkpoint, runtime: Runtime | None = None, *, head
         numbers = Choice("float32", f"what --quantize {quantize} computes its activations in; this CPU {units}")
     else:
         numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
-    linear, fast = linear_maker(quantize, where.value), pick_kernels(asked.kernels, where.value)
+    linear = linear_maker(quantize, where.value)
+    fast = for_dtype(pick_kernels(asked.kernels, where.value), numbers.value)
     if quantize == "none" and (found := native_maker(fast.value, numbers.value)):
         linear = found
         # The product widens in registers: exact, at half the memory.

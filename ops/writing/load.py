@@ -10,7 +10,7 @@ from ..base.runtime import Runtime
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.reader import Source
 from ..checkpoint.sidecars import json_of
-from ..kernels.choose import pick_kernels
+from ..kernels.choose import for_dtype, pick_kernels
 from ..models.device import Choice, pick_device
 from ..models.hub import Checkpoint
 from ..models.load_decoder import AS_STORED, FAMILIES, load_decoder, texts_of, unknown
@@ -94,6 +94,7 @@ def load_causal(
         running, numbers = load_decoder(
             checkpoint, long or config, where.value, r.dtype, r.quantize, slots, streams, fast.value
         )
+        fast = for_dtype(fast, numbers.value)
     ends = _ends(config, files, tokenizer)
     factor = long["rope_parameters"]["factor"] if long else 0
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast, factor)

@@ -89,3 +89,14 @@ def test_two_models_run_each_on_its_own(kind: str, first: str, tmp_path: Path, c
         assert torch.equal(models[kernels](), alone[kernels])
         assert calls == counts[kernels]
     torch.testing.assert_close(alone["native"], alone["eager"], atol=1e-4, rtol=1e-4)
+
+
+def test_kernels_that_the_dtype_rules_out_are_not_claimed(tmp_path: Path) -> None:
+    folder = byte_decoder(tmp_path / "m")
+    for dtype, wanted in (("float32", "native"), ("bfloat16", "eager")):
+        runtime = Runtime(device="cpu", dtype=dtype, kernels="native")
+        found = load_causal(resolve(str(folder)), runtime).kernels
+        assert found.value == wanted
+    assert "float32" in found.reason and "bfloat16" in found.reason
+    embedding = qwen3_embedding(tmp_path / "e")
+    assert load_encoder(resolve(str(embedding)), runtime).kernels.value == "eager"
