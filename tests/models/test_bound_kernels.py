@@ -40,7 +40,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 
 def embedding(folder: Path, kernels: str) -> Callable[[], torch.Tensor]:
-    encoder = load_encoder(resolve(str(folder)), device="cpu", dtype="float32", kernels=kernels).encoder
+    encoder = load_encoder(
+        resolve(str(folder)), runtime=Runtime(device="cpu", dtype="float32", kernels=kernels)
+    ).encoder
 
     def run() -> torch.Tensor:
         with torch.inference_mode():

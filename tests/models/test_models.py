@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.models import device, hub
 from qwench.ops.models.layouts import read_layout
 
@@ -246,4 +247,4 @@ def test_a_config_cannot_ask_for_more_than_the_file_holds(key: str, value: objec
     config = json.loads((folder / "config.json").read_text()) | {key: value}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(QwenchError, match=words):
-        load_encoder(hub.resolve(str(folder)), device="cpu", dtype="float32", kernels="eager")
+        load_encoder(hub.resolve(str(folder)), runtime=Runtime(device="cpu", dtype="float32", kernels="eager"))
