@@ -40,6 +40,9 @@ def _text(r: dict[str, Any]) -> str:
         "dtypes      " + ", ".join(f"{name} {count / total:.1%}" for name, count in r["dtypes"].items()),
         f"head        {r['head']}",
     ]
+    if a := r.get("adapter"):
+        lines.append(f"adapter     {a['type']}, r {a['r']}, alpha {a['alpha']}, of {a['base']}")
+        lines.append("modules     " + ", ".join([*a["modules"], *a["extras"]]))
     if r["layout"]:
         lines.append(f"names       {r['layout']}")
     if v := r["vocabulary"]:

@@ -14,15 +14,15 @@ from pathlib import Path
 from .base.errors import QwenchError
 from .base.events import Advanced, Events, Finished, Started, Warned
 from .base.paths import check_output, local
+from .checkpoint.adapter import adapter_files
 from .checkpoint.cast import Losses
-from .checkpoint.lora import adapter_files
 from .checkpoint.reader import Source, apart
 from .checkpoint.staging import Staging, job_of, state_of
 from .checkpoint.writer import check_room, verify_bits, write_sides, write_tensors
 from .conversion.plan import ConvertOptions as ConvertOptions
 from .conversion.plan import plan_conversion as plan_conversion
 from .models.device import pick_threads
-from .models.hub import open_source
+from .models.hub import adapter_folder, open_source
 
 
 def convert(options: ConvertOptions) -> Events:
@@ -46,7 +46,8 @@ def convert(options: ConvertOptions) -> Events:
         check_options(options)
     for note in plan.notes:
         yield Warned("note", note)
-    adapters = [file for folder in options.lora for file in adapter_files(Path(folder))]
+    offline = options.runtime.offline
+    adapters = [file for name in options.lora for file in adapter_files(adapter_folder(name, offline))]
     state = state_of((*source.files, *adapters))
     losses, threads = Losses(), pick_threads(options.runtime.threads).value
     single = plan.shards[0].file if plan.shards[0].said else None
@@ -89,8 +90,11 @@ def convert(options: ConvertOptions) -> Events:
                     code=3,
                 )
         staging.commit()
+    kinds = {o.name: o.dtype for o in plan.outputs} | {n: o.dtype for o in plan.outputs for n in o.sources}
     for name, count in losses.overflow.items():
-        yield Warned("overflow", f"{count} values of `{name}` became infinite in {options.dtype}", name)
+        yield Warned(
+            "overflow", f"{count} values of `{name}` became infinite in {kinds.get(name, options.dtype)}", name
+        )
     yield Finished(
         {
             "schema": 1,
@@ -102,7 +106,7 @@ def convert(options: ConvertOptions) -> Events:
             "dropped": plan.to_dict()["dropped"],
             "left_out": plan.left,
             "notes": plan.notes,
-            "losses": losses.report() if options.dtype != "auto" else None,
+            "losses": losses.report() if options.dtype != "auto" or losses else None,
             "verified": options.verify == "bits",
             "logits": logits,
             "seconds": round(time.monotonic() - begun, 3),

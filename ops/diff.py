@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .base.events import Advanced, Chose, Events, Finished, Produced, Started
-from .base.runtime import Runtime
+from .base.runtime import PLAIN, Runtime
 from .checkpoint.layout import layout_of, renamed
 from .conversion.compare import compare_tensor
 from .models.hub import open_source
 
 
-def diff(a: str, b: str, tolerance: float, runtime: Runtime) -> Events:
+def diff(a: str, b: str, tolerance: float = 0.0, runtime: Runtime = PLAIN) -> Events:
     """Compare names, shapes, dtypes and values.
 
     Where one layout is flat and the other prefixed, names are compared without the prefix. Yields Produced for every

@@ -28,3 +28,7 @@ class Runtime:
     threads: int = 0
     revision: str | None = None
     offline: bool = False
+
+
+#: nothing asked for
+PLAIN = Runtime()

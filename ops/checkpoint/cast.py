@@ -28,7 +28,7 @@ class Losses:
     """What casts did to values, added up over pieces; safe to share between threads.
 
     Attributes:
-        overflow: finite values that became infinite, by tensor.
+        overflow: finite values that became infinite or NaN, by tensor.
         underflow: values that became zero, by tensor.
         largest: largest absolute error, and the tensor it is in.
         nan: tensors that hold NaN.
@@ -53,7 +53,7 @@ class Losses:
         lost = int(torch.count_nonzero(before) - torch.count_nonzero(after))
         over = 0
         if not error < float("inf"):
-            over = int((torch.isinf(after) & torch.isfinite(before)).sum())
+            over = int((~torch.isfinite(after) & torch.isfinite(before)).sum())
             finite = torch.isfinite(after) & torch.isfinite(before)
             error = (before.float() - after.float())[finite].abs().max().item() if finite.any() else 0.0
         with self._lock:
@@ -67,6 +67,10 @@ class Losses:
     def whole(self, output: Output) -> bool:
         """No NaN was seen in it; one with NaN is not journalled, so that a resumed run meets it again."""
         return self.nan.isdisjoint((output.name, *output.sources))
+
+    def __bool__(self) -> bool:
+        """Something was lost."""
+        return bool(self.overflow or self.underflow or self.largest[0])
 
     def report(self) -> dict[str, object]:
         """JSON-able."""

@@ -148,12 +148,14 @@ def _decoded(blocks: Tensor, kind: str) -> Tensor:
             return ((values - 8) * scale).view(-1)
         return (values * scale[:, :1] + scale[:, 1:]).view(-1)
     import gguf
+    import numpy as np
 
     traits = gguf.quants._type_traits.get(gguf.GGMLQuantizationType[kind.upper()])
     if traits is None:
         raise QwenchError(f"blocks of type `{kind}` cannot be read here", "get the model in another quantisation")
     traits.init_grid()
-    return torch.from_numpy(traits.dequantize_blocks(blocks.contiguous().numpy()).reshape(-1))
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(traits.dequantize_blocks(blocks.contiguous().numpy()).reshape(-1))
 
 
 def sizes_of(kind: str) -> tuple[int, int]:

@@ -163,12 +163,22 @@ def _packed(value: Any) -> bytes:
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
     if isinstance(value, int):
-        return struct.pack("<II", 4, value)
+        # Unsigned as most keys are, and wider or signed where that is needed.
+        kind, code = (4, "I") if 0 <= value < 1 << 32 else (10, "Q") if value > 0 else (11, "q")
+        return struct.pack(f"<I{code}", kind, value)
     if isinstance(value, float):
-        return struct.pack("<If", 6, value)
+        wide = 3.4e38 < abs(value) < float("inf")
+        return struct.pack("<Id", 12, value) if wide else struct.pack("<If", 6, value)
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
     if all(isinstance(v, str) for v in value):
         return struct.pack("<IIQ", _ARRAY, _STRING, len(value)) + b"".join(map(_text, value))
-    kind, code = (5, "i") if all(isinstance(v, int) for v in value) else (6, "f")
+    if all(isinstance(v, bool) for v in value):
+        kind, code = _BOOL, "?"
+    elif all(isinstance(v, int) for v in value):
+        kind, code = (5, "i") if all(-1 << 31 <= v < 1 << 31 for v in value) else (11, "q")
+        kind, code = (10, "Q") if max(value) >= 1 << 63 else (kind, code)
+    else:
+        wide = any(3.4e38 < abs(v) < float("inf") for v in value)
+        kind, code = (12, "d") if wide else (6, "f")
     return struct.pack(f"<IIQ{len(value)}{code}", _ARRAY, kind, len(value), *value)

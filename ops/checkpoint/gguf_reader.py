@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import mmap
+import re
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
 from ..base.fields import Fields
+from .account import Account
 from .gguf_arch import PERMUTED, POOLING, TYPES, config_of, hf_name
 from .gguf_blocks import PLAIN, Blocks, decode, torch_of, with_offsets
 from .gguf_file import GgufFile, Stored
+from .gguf_keys import GGUF, SILENT_GGUF, SILENT_TEXTS, STRUCTURE
 from .gguf_tokenizer import files_of
 from .safetensors_reader import AGAIN, damaged
 from .schemas import CONFIG
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 #: block formats that `blocks` gives
 IN_BLOCKS = ("q8_0", "q4_0", "q4_1")
 
@@ -57,7 +61,7 @@ class GgufReader:
         self.infos: dict[str, TensorInfo] = {}
         self.stored: dict[str, str] = {}
         self._config: dict[str, Any] | None = None
-        self._heads: dict[str, int] = {}
+        self._heads: dict[str, int | list[int]] = {}
         if self.arch in PERMUTED and (heads := said.get(f"{self.arch}.attention.head_count")):
             self._heads = {"q": heads, "k": said.get(f"{self.arch}.attention.head_count_kv", heads)}
         for tensor in self.file.tensors:
@@ -117,7 +121,11 @@ class GgufReader:
         """Rows of q and k as transformers has them."""
         for side, heads in self._heads.items():
             if f".self_attn.{side}_proj." in name:
-                if not rows.dim() or not len(rows) or len(rows) % (2 * heads):
+                if isinstance(heads, list):
+                    # Some files give a number for each layer.
+                    layer = _LAYER.match(name)
+                    heads = next(iter(heads[int(layer[1]) :]), 0) if layer else 0
+                if not heads or not rows.dim() or not len(rows) or len(rows) % (2 * heads):
                     raise damaged(self.file.path, f"`{name}` of shape {list(rows.shape)} is not of {heads} heads")
                 return unpermuted(rows, heads)
         return rows
@@ -176,12 +184,13 @@ class GgufReader:
                 raise damaged(self.file.path, f"`{name}` is no matrix but of shape {list(self.infos[name].shape)}")
         if "rope_freqs.weight" in self.infos:
             raise QwenchError("Llama 3's rope factors cannot be rebuilt from GGUF", "get the model in safetensors")
-        config = config_of(
+        biases = {b for n in self.infos if _LAYER.match(n) and n.endswith(".bias") for b in n.split(".")[3:4]}
+        config, _ = config_of(
             self.file.said,
             embedding.shape[0],
             "lm_head.weight" not in self.infos,
             self.exact() or "float32",
-            "model.layers.0.self_attn.q_proj.bias" in self.infos,
+            biases,
             "score.weight" in self.infos,
         )
         if "score.weight" in self.infos:
@@ -191,7 +200,42 @@ class GgufReader:
 
     def sides(self) -> dict[str, bytes]:
         """Tokenizer files rebuilt."""
-        return files_of(self.file.said, str(self.file.path))
+        return files_of(Account(self.file.said, "the GGUF file"), str(self.file.path))
+
+    def left_behind(self) -> list[str]:
+        """Names of metadata that config and tokenizer files say nothing of.
+
+        Raises:
+            QwenchError: a setting or tensor that changes what the model computes and that transformers cannot say.
+        """
+        said, at = self.file.said, len(self.arch) + 1
+        self._tensors_fit()
+        _, held = config_of(said, 0, False, "float32", set(), False)
+        left = held.close(GGUF, SILENT_GGUF.__contains__, "config.json")
+        texts = {k: v for k, v in said.items() if k[:at] != f"{self.arch}."}
+        texts = Account(Fields(texts, said.file, said.kinds), "the GGUF file")
+        if files_of(texts, str(self.file.path)):
+            texts.read |= SILENT_TEXTS
+        return [f"{self.arch}.{k}" for k in left] + texts.close({}, lambda k: k in STRUCTURE, "config.json")
+
+    def _tensors_fit(self) -> None:
+        """Every tensor has a place in transformers' module; biases come as its flags have them."""
+        if odd := next((t.name for t in self.file.tensors if hf_name(t.name) is None), None):
+            raise QwenchError(
+                f"transformers has no name for a tensor of the GGUF file: `{odd}`", "get the model in safetensors"
+            )
+        own = {n.split(".", 3)[3] for n in self.infos if n.startswith("model.layers.")}
+        held = {n.removesuffix(".bias") for n in own if n.endswith(".bias")}
+        wanted = [{f"self_attn.{p}_proj" for p in ("qkv" if self.arch == "qwen2" else "qkvo")}]
+        wanted += [{f"mlp.{p}_proj" for p in ("gate", "up", "down")}] if self.arch == "llama" else []
+        for group in wanted:
+            if held & group == group:
+                held -= group
+        if held:
+            raise QwenchError(
+                f"the GGUF file has a bias of `{min(held)}`, and {TYPES[self.arch][1]} has all of a layer's or none",
+                "get the model in safetensors",
+            )
 
     @property
     def pooling(self) -> str | None:

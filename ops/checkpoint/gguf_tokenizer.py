@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..base.fields import AGAIN
-from .sidecars import as_json, with_end_token
+from ..base.fields import AGAIN, TEXT, unfit
+from .account import Account
+from .sidecars import TEMPLATES, as_json
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -35,17 +36,18 @@ ALIASES = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llam
 #: tokenizers that normalise first
 _NFC = ("qwen2",)
 _PAD = re.compile(r"\[PAD\d+\]")
+_FILE = re.compile(r"\w[\w .+-]*")
 
 
 def lists_from(
-    data: dict[str, Any], own: dict[str, Any], template: str | None, vocab: int, config: dict[str, Any]
+    data: dict[str, Any], own: dict[str, Any], templates: dict[str, str], vocab: int, config: dict[str, Any]
 ) -> dict[str, Any]:
     """`tokenizer.*` of a GGUF file.
 
     Args:
         data: tokenizer.json.
         own: tokenizer_config.json.
-        template: of chats.
+        templates: of chats, by name; `default` is the one without a name.
         vocab: rows of the embedding; rows without a token are filled up with unused ones.
         config: names the end tokens where the tokenizer's own files do not.
 
@@ -84,14 +86,26 @@ def lists_from(
         number = number[0] if isinstance(number, list) and number else number
         if isinstance(number, int) and 0 <= number < vocab:
             said[f"tokenizer.ggml.{key}_token_id"] = number
-    last = _appended(data.get("post_processor"), tokens)
-    said["tokenizer.ggml.add_bos_token"] = bool(own.get("add_bos_token", False))
+    first, last = _around(data.get("post_processor"), tokens)
+    said["tokenizer.ggml.add_bos_token"] = first is not None or bool(own.get("add_bos_token", False))
     said["tokenizer.ggml.add_eos_token"] = last is not None
+    if first is not None:
+        said["tokenizer.ggml.bos_token_id"] = first
     if last is not None:
         # llama.cpp appends its end token, and Qwen3-Embedding ends texts with another one than chats.
         said["tokenizer.ggml.eos_token_id"] = last
-    if template:
-        said["tokenizer.chat_template"] = template
+    if said["tokenizer.ggml.add_bos_token"] and "tokenizer.ggml.bos_token_id" not in said:
+        raise QwenchError("the tokenizer adds a begin token and names none", "set bos_token in tokenizer_config.json")
+    return said | templates_to(templates)
+
+
+def templates_to(templates: dict[str, str]) -> dict[str, Any]:
+    """`tokenizer.chat_template*` of named templates."""
+    named = {k: v for k, v in templates.items() if k != "default"}
+    said: dict[str, Any] = {"tokenizer.chat_template": templates["default"]} if "default" in templates else {}
+    if named:
+        said |= {"tokenizer.chat_templates": sorted(named)}
+        said |= {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
     return said
 
 
@@ -110,18 +124,30 @@ def _pre(data: dict[str, Any]) -> str:
     )
 
 
-def _appended(post: dict[str, Any] | None, tokens: list[str | None]) -> int | None:
-    """The token that ends every text."""
+def _around(post: dict[str, Any] | None, tokens: list[str | None]) -> tuple[int | None, int | None]:
+    """The tokens that begin and end every text.
+
+    Raises:
+        QwenchError: it puts more than one at a side, which llama.cpp does not.
+    """
     for part in (post or {}).get("processors", [post] if post else []):
-        if part.get("type") == "TemplateProcessing" and part["single"] and "SpecialToken" in part["single"][-1]:
-            token = part["single"][-1]["SpecialToken"]["id"]
-            if token not in tokens:
-                raise QwenchError(f"tokenizer.json ends texts with `{token}`, which is none of its tokens", AGAIN)
-            return tokens.index(token)
-    return None
+        if part.get("type") != "TemplateProcessing":
+            continue
+        names = [p["SpecialToken"]["id"] if "SpecialToken" in p else None for p in part["single"]]
+        if None not in names:
+            raise QwenchError("tokenizer.json's post_processor has no place for the text itself", AGAIN)
+        at = names.index(None)
+        if at > 1 or len(names) - at > 2:
+            raise QwenchError("the tokenizer puts several tokens around a text, which cannot be said in GGUF")
+        first, last = names[0] if at else None, names[-1] if at + 1 < len(names) else None
+        for token, does in ((first, "begins"), (last, "ends")):
+            if token is not None and token not in tokens:
+                raise QwenchError(f"tokenizer.json {does} texts with `{token}`, which is none of its tokens", AGAIN)
+        return tuple(None if n is None else tokens.index(n) for n in (first, last))
+    return None, None
 
 
-def files_of(said: dict[str, Any], file: str) -> dict[str, bytes]:
+def files_of(said: Account, file: str) -> dict[str, bytes]:
     """tokenizer.json, tokenizer_config.json and the chat template from a file's metadata; empty without a tokenizer.
 
     Args:
@@ -131,7 +157,8 @@ def files_of(said: dict[str, Any], file: str) -> dict[str, bytes]:
     Raises:
         QwenchError: another kind than byte-level BPE, or lists that do not fit each other.
     """
-    if "tokenizer.ggml.tokens" not in said:
+    if said.get("tokenizer.ggml.tokens") is None:
+        said.read.add("tokenizer.ggml.model")
         return {}
     kind, pre = said.get("tokenizer.ggml.model"), said.get("tokenizer.ggml.pre", "gpt-2")
     pre = ALIASES.get(pre, pre)
@@ -139,7 +166,7 @@ def files_of(said: dict[str, Any], file: str) -> dict[str, bytes]:
         raise QwenchError(
             f"the file's tokenizer (`{kind}`, `{pre}`) cannot be rebuilt here", "get the model in safetensors"
         )
-    tokens, types = said["tokenizer.ggml.tokens"], said.get("tokenizer.ggml.token_type")
+    tokens, types = said.need("tokenizer.ggml.tokens"), said.get("tokenizer.ggml.token_type")
     types = types or [NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise QwenchError(f"`{file}` is damaged: it has {len(tokens)} tokens and the types of {len(types)}", AGAIN)
@@ -151,13 +178,45 @@ def files_of(said: dict[str, Any], file: str) -> dict[str, bytes]:
             added.append({"id": number, "content": token, **plain, "special": type_ == CONTROL})
         elif type_ != UNUSED or not _PAD.fullmatch(token):
             vocab[token] = number
+    data = _data(said, file, pre, vocab, added)
+    own: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad"), ("unknown", "unk")):
+        if (number := said.get(f"tokenizer.ggml.{key}_token_id")) is not None and number < len(tokens):
+            own[f"{name}_token"] = tokens[number]
+    # llama.cpp's own default for Llama 3's.
+    begins = bool(said.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"))
+    ends = bool(said.get("tokenizer.ggml.add_eos_token"))
+    own["add_bos_token"] = begins and "bos_token" in own
+    around = [own.get("bos_token") if begins else None, own.get("eos_token") if ends else None]
+    if any(around):
+        data["post_processor"] = _template(data["post_processor"], *around, tokens)
+    files = {"tokenizer.json": as_json(data), "tokenizer_config.json": as_json(own)}
+    if template := said.get("tokenizer.chat_template"):
+        files["chat_template.jinja"] = template.encode("utf-8")
+    for name in said.get("tokenizer.chat_templates", []):
+        if not _FILE.fullmatch(name):
+            raise QwenchError(f"`{file}` is damaged: it has a chat template by the name of {name!r}", AGAIN)
+        if text := said.get(key := f"tokenizer.chat_template.{name}"):
+            if not TEXT.fits(text):
+                raise unfit(file, key, TEXT, text)
+            files[f"{TEMPLATES}/{name}.jinja"] = text.encode("utf-8")
+    keys = [f"tokenizer.ggml.{k}_token_id" for k in ("eos", "eot", "eom")]
+    stops = list(dict.fromkeys(n for n in map(said.get, keys) if n is not None and n < len(tokens)))
+    if len(stops) > 1:
+        # transformers ends an answer at what its generation config names.
+        files["generation_config.json"] = as_json({"eos_token_id": stops})
+    return files
+
+
+def _data(said: Account, file: str, pre: str, vocab: dict[str, int], added: list[dict[str, Any]]) -> dict[str, Any]:
+    """tokenizer.json, nothing around texts."""
     # In front of the first byte token they are part of the vocabulary, as GPT-2's <|endoftext|> is.
     first = min(vocab.values(), default=0)
     vocab |= {t["content"]: t["id"] for t in added if t["id"] < first}
     merges = [m.split(" ", 1) for m in said.get("tokenizer.ggml.merges", [])]
     if odd := [m for m in merges if len(m) != 2]:
         raise QwenchError(f"`{file}` is damaged: a merge of its tokenizer is not of two parts, {odd[0]}", AGAIN)
-    data: dict[str, Any] = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -179,14 +238,21 @@ def files_of(said: dict[str, Any], file: str) -> dict[str, bytes]:
             "merges": merges,
         },
     }
-    own: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    for key, name in (("bos", "bos"), ("eos", "eos"), ("padding", "pad"), ("unknown", "unk")):
-        if (number := said.get(f"tokenizer.ggml.{key}_token_id")) is not None and number < len(tokens):
-            own[f"{name}_token"] = tokens[number]
-    own["add_bos_token"] = bool(said.get("tokenizer.ggml.add_bos_token", False))
-    if said.get("tokenizer.ggml.add_eos_token") and "eos_token" in own:
-        data = with_end_token(data, own["eos_token"])
-    files = {"tokenizer.json": as_json(data), "tokenizer_config.json": as_json(own)}
-    if template := said.get("tokenizer.chat_template"):
-        files["chat_template.jinja"] = template.encode("utf-8")
-    return files
+
+
+def _template(before: dict[str, Any] | None, first: str | None, last: str | None, tokens: list[str]) -> dict[str, Any]:
+    """A post-processor that puts tokens around every text, and around both of a pair."""
+
+    def around(name: str, kind: int) -> list[dict[str, Any]]:
+        begin = [{"SpecialToken": {"id": first, "type_id": kind}}] if first else []
+        return [*begin, {"Sequence": {"id": name, "type_id": kind}}]
+
+    end = [{"SpecialToken": {"id": last, "type_id": 0}}] if last else []
+    names = [t for t in dict.fromkeys((first, last)) if t]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [*around("A", 0), *end],
+        "pair": [*around("A", 0), *around("B", 1 if first else 0), *end],
+        "special_tokens": {t: {"id": t, "ids": [tokens.index(t)], "tokens": [t]} for t in names},
+    }
+    return {"type": "Sequence", "processors": [*([before] if before else []), template]}

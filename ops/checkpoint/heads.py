@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
@@ -10,8 +11,6 @@ from ..base.fields import AGAIN
 from .cast import Losses, pieces
 from .layout import EMBEDDING, LM_HEAD, PREFIX
 from .plan import Output, Plan
-from .reader import Source
-from .tensors import TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,58 +19,70 @@ HEADS = ("lm", "embedding", "reranker", "reward")
 SCORE = "score.weight"
 
 
-def embedding_info(source: Source) -> TensorInfo:
-    """The token embeddings of a decoder.
+def embedding_of(plan: Plan) -> Output:
+    """The token embeddings of a decoder, as planned.
 
     Raises:
         QwenchError: there are none under a decoder's name.
     """
-    for name in (PREFIX + EMBEDDING, EMBEDDING):
-        if name in source.infos:
-            return _matrix(source, name)
-    raise QwenchError(f"no `{EMBEDDING}` among the tensors: `{source.path}`", "--head is for decoders")
+    for output in plan.outputs:
+        if output.name in (PREFIX + EMBEDDING, EMBEDDING):
+            return _matrix(output)
+    raise QwenchError(f"no `{EMBEDDING}` among the tensors", "--head is for decoders")
 
 
-def head_info(source: Source, config: dict[str, Any]) -> TensorInfo:
-    """The matrix that makes logits: `lm_head.weight`, or the embeddings it is tied to.
+def head_of(plan: Plan, config: dict[str, Any]) -> Output:
+    """The matrix that makes logits, as planned: `lm_head.weight`, or the embeddings it is tied to.
 
     Raises:
         QwenchError: an untied head is missing.
     """
     if config.get("tie_word_embeddings", False):
-        return embedding_info(source)
-    if LM_HEAD not in source.infos:
-        raise QwenchError(f"the checkpoint has no `{LM_HEAD}`, and config.json says it is not tied: `{source.path}`")
-    return _matrix(source, LM_HEAD)
+        return embedding_of(plan)
+    for output in plan.outputs:
+        if output.name == LM_HEAD:
+            return _matrix(output)
+    raise QwenchError(f"the checkpoint has no `{LM_HEAD}`, and config.json says it is not tied")
 
 
-def _matrix(source: Source, name: str) -> TensorInfo:
-    info = source.infos[name]
-    if len(info.shape) != 2:
-        raise QwenchError(f"`{name}` is no matrix but of shape {list(info.shape)}: `{source.path}`", AGAIN)
-    return info
+def _matrix(output: Output) -> Output:
+    if len(output.shape) != 2:
+        raise QwenchError(f"`{output.name}` is no matrix but of shape {list(output.shape)}", AGAIN)
+    return output
 
 
-def to_embedding(source: Source, config: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def untied(plan: Plan) -> None:
+    """Give the model a head of its own, equal to the embeddings."""
+    embedding = embedding_of(plan)
+    plan.outputs.append(replace(embedding, name=LM_HEAD, action=f"copy of `{embedding.sources[0]}`"))
+
+
+def to_embedding(config: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """Drop the head; the config keeps its architecture, as Qwen3-Embedding's does."""
     _drop(plan, (LM_HEAD, SCORE), "an embedding model has no head")
-    embedding_info(source)
+    embedding_of(plan)
     return config | {"tie_word_embeddings": True, "architectures": [_architecture(config, "ForCausalLM")]}
 
 
 def to_classifier(
-    source: Source, config: dict[str, Any], plan: Plan, yes: int, no: int, labels: int, dtype: str | None
+    config: dict[str, Any], plan: Plan, yes: int, no: int, labels: int, dtype: str | None
 ) -> dict[str, Any]:
-    """Qwen3-Reranker as a sequence classifier: W[yes] - W[no], or the rows (no, yes), made in float32."""
-    head = head_info(source, config)
-    kind = dtype or "float32"
+    """Qwen3-Reranker as a sequence classifier: W[yes] - W[no], or the rows (no, yes), made in float32.
 
-    def rows(losses: Losses | None) -> Iterator[Tensor]:
-        return pieces(SCORE, _score_rows(source, head, yes, no, labels), kind, losses)
+    Raises:
+        QwenchError: it is a classifier already, or has no head to make one of.
+    """
+    if any(o.name == SCORE for o in plan.outputs):
+        raise QwenchError(f"the checkpoint is a classifier already: it has a `{SCORE}`", "leave out --head")
+    head = head_of(plan, config)
 
+    def rows(index: slice | list[int]) -> Tensor:
+        return _score_rows(head, yes, no, labels)[index]
+
+    what = f"row {yes} - row {no} of `{_label(head)}`" if labels == 1 else f"rows {no}, {yes} of `{_label(head)}`"
+    score = _score(rows, (labels, head.shape[1]), dtype or "float32", head.sources, what)
+    plan.outputs.append(score)
     _drop(plan, (LM_HEAD,), "a classifier has its own head")
-    what = f"row {yes} - row {no} of `{head.name}`" if labels == 1 else f"rows {no}, {yes} of `{head.name}`"
-    plan.outputs.append(Output(SCORE, (labels, head.shape[1]), kind, (head.name,), what, rows))
     names = ["relevance"] if labels == 1 else ["no", "yes"]
     return config | {
         "architectures": [_architecture(config, "ForSequenceClassification")],
@@ -81,18 +92,29 @@ def to_classifier(
     }
 
 
-def _score_rows(source: Source, head: TensorInfo, yes: int, no: int, labels: int) -> Tensor:
+def _label(head: Output) -> str:
+    return head.name if head.name == LM_HEAD else head.sources[0]
+
+
+def _score(
+    rows: Callable[[slice | list[int]], Tensor], shape: tuple[int, int], kind: str, sources: tuple[str, ...], what: str
+) -> Output:
+    def made(losses: Losses | None) -> Iterator[Tensor]:
+        return pieces(SCORE, rows(slice(None)), kind, losses)
+
+    return Output(SCORE, shape, kind, sources, what, made, rows)
+
+
+def _score_rows(head: Output, yes: int, no: int, labels: int) -> Tensor:
     """W[yes] - W[no] as one row, or the rows (no, yes); float32."""
-    import torch
-
+    assert head.rows is not None
     if max(yes, no) >= head.shape[0]:
-        raise QwenchError(f"token {max(yes, no)} has no row in `{head.name}`, which has {head.shape[0]}", AGAIN)
-    weight = source.reader.load(head.name)
-    y, n = weight[yes].float(), weight[no].float()
-    return (y - n)[None] if labels == 1 else torch.stack((n, y))
+        raise QwenchError(f"token {max(yes, no)} has no row in `{_label(head)}`, which has {head.shape[0]}", AGAIN)
+    rows = head.rows([no, yes]).float()
+    return (rows[1] - rows[0])[None] if labels == 1 else rows
 
 
-def to_lm(source: Source, config: dict[str, Any], plan: Plan, yes: int, no: int) -> dict[str, Any]:
+def to_lm(config: dict[str, Any], plan: Plan, yes: int, no: int) -> dict[str, Any]:
     """A classifier made of yes and no rows becomes the language model it came from.
 
     Raises:
@@ -101,35 +123,42 @@ def to_lm(source: Source, config: dict[str, Any], plan: Plan, yes: int, no: int)
     """
     import torch
 
-    head = head_info(source, config)
-    if SCORE in source.infos:
-        score = source.reader.load(SCORE)
-        if not torch.equal(score, _score_rows(source, head, yes, no, len(score)).to(score.dtype)):
+    head = head_of(plan, config)
+    score = next((o for o in plan.outputs if o.name == SCORE), None)
+    if score is not None:
+        assert score.rows is not None
+        held = score.rows(slice(None))
+        if not torch.equal(held, _score_rows(head, yes, no, len(held)).to(held.dtype)):
             raise QwenchError(
-                f"`{SCORE}` is not made of the yes and no rows of `{head.name}`, so no language model scores the same: "
-                f"`{source.path}`",
+                f"`{SCORE}` is not made of the yes and no rows of `{_label(head)}`, so no language model scores the "
+                "same",
                 "keep it as a classifier",
             )
-        _drop(plan, (SCORE,), f"the yes and no rows of `{head.name}` say the same")
+        _drop(plan, (SCORE,), f"the yes and no rows of `{_label(head)}` say the same")
     gone = ("num_labels", "id2label", "label2id")
     return {k: v for k, v in config.items() if k not in gone} | {
         "architectures": [_architecture(config, "ForCausalLM")]
     }
 
 
-def to_reward(source: Source, config: dict[str, Any], plan: Plan, dtype: str | None) -> dict[str, Any]:
-    """A scaffold for reward training: one score row of zeros, which every answer gets the reward 0 from."""
-    width = embedding_info(source).shape[1]
-    kind = dtype or embedding_info(source).dtype
+def to_reward(config: dict[str, Any], plan: Plan, dtype: str | None, trained: bool) -> dict[str, Any]:
+    """A scaffold for reward training: one score row of zeros, which every answer gets the reward 0 from.
 
-    def zeros(losses: Losses | None) -> Iterator[Tensor]:
+    Args:
+        trained: an adapter brings the row, and takes the place of the zeros.
+    """
+    embedding = embedding_of(plan)
+    width = embedding.shape[1]
+
+    def rows(index: slice | list[int]) -> Tensor:
         import torch
 
-        return pieces(SCORE, torch.zeros(1, width), kind, None)
+        return torch.zeros(1, width)[index]
 
     _drop(plan, (LM_HEAD, SCORE), "a reward model has its own head")
-    plan.outputs.append(Output(SCORE, (1, width), kind, (), "zeros, to be trained", zeros))
-    plan.notes.append(f"`{SCORE}` is zeros: every answer gets the reward 0 until the model is trained")
+    plan.outputs.append(_score(rows, (1, width), dtype or embedding.dtype, (), "zeros, to be trained"))
+    if not trained:
+        plan.notes.append(f"`{SCORE}` is zeros: every answer gets the reward 0 until the model is trained")
     return config | {
         "architectures": [_architecture(config, "ForSequenceClassification")],
         "num_labels": 1,
@@ -139,9 +168,10 @@ def to_reward(source: Source, config: dict[str, Any], plan: Plan, dtype: str | N
 
 
 def _drop(plan: Plan, names: tuple[str, ...], reason: str) -> None:
-    for output in [o for o in plan.outputs if o.name in names]:
-        plan.outputs.remove(output)
-        plan.dropped |= dict.fromkeys(output.sources, reason)
+    gone = [o for o in plan.outputs if o.name in names]
+    plan.outputs = [o for o in plan.outputs if o.name not in names]
+    used = {name for o in plan.outputs if o.name != SCORE for name in o.sources}
+    plan.dropped |= {name: reason for o in gone for name in o.sources if name not in used}
 
 
 def _architecture(config: dict[str, Any], ending: str) -> str:

@@ -30,6 +30,7 @@ class Output:
         sources: names in the input that it is made of.
         action: what happens to it, in words.
         pieces: makes the flattened tensor in `dtype`, piece by piece; tells the losses of casts where asked.
+        rows: some rows as they are before any cast, by slice or list of numbers; None where nothing is derived of them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Output:
     sources: tuple[str, ...]
     action: str
     pieces: Callable[[Losses | None], Iterator[Tensor]]
+    rows: Callable[[slice | list[int]], Tensor] | None = None
 
     @property
     def nbytes(self) -> int:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..base.errors import QwenchError
+from .adapter import FILES as ADAPTER_FILES
+from .adapter import adapter_alone
 from .gguf_reader import GgufReader
 from .safetensors_reader import AGAIN, SafetensorsReader
-from .sidecars import adapter_alone, inside, modules_of, read_json
+from .sidecars import inside, modules_of, read_json
 from .tensors import WEIGHT_SUFFIXES, TensorInfo
 from .torch_reader import TorchReader
+from .whole import shard_of, siblings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +24,10 @@ FORMATS = (
     ("model.safetensors", "model.safetensors.index.json", SafetensorsReader),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", TorchReader),
 )
+
+
+#: ending of a part -> what reads it
+_PARTS = {".safetensors": SafetensorsReader, ".bin": TorchReader}
 
 
 class Reader(Protocol):
@@ -70,6 +77,8 @@ class Source:
     def _file(self, path: Path) -> Reader:
         if not path.is_file():
             raise QwenchError(f"no such checkpoint: `{path}`", "give a folder or a weight file")
+        if part := shard_of(path):
+            self.problems.append(f"the file is part {part[0]} of {part[1]}, not the whole model")
         if path.suffix == ".safetensors":
             return SafetensorsReader([path])
         if path.suffix in (".bin", ".pt", ".pth"):
@@ -86,18 +95,21 @@ class Source:
                 return reader([self.folder / single])
             if (self.folder / index).is_file():
                 return self._indexed(self.folder / index, reader)
-        if error := adapter_alone(self.folder):
+        others = sorted(p for p in self.folder.glob("*") if p.suffix in WEIGHT_SUFFIXES)
+        if (found := next((p for p in others if shard_of(p) and p.suffix in _PARTS), None)) is not None:
+            return self._shards(found)
+        if error := adapter_alone(self.folder, ADAPTER_FILES):
             raise error
         if inner := self._inner():
             raise QwenchError(
                 f"the weights are not in the model folder itself, but in a sub-folder: `{self.folder}`",
                 f"give the sub-folder: {inner}",
             )
-        others = sorted(p.name for p in self.folder.glob("*") if p.suffix in WEIGHT_SUFFIXES)
         if others:
             raise QwenchError(
-                f"no model.safetensors or pytorch_model.bin in the model folder, only `{others[0]}`: `{self.folder}`",
-                f"give the file itself: {self.folder / others[0]}",
+                f"no model.safetensors or pytorch_model.bin in the model folder, only `{others[0].name}`: "
+                f"`{self.folder}`",
+                f"give the file itself: {others[0]}",
             )
         raise QwenchError(
             f"no model.safetensors in the model folder: `{self.folder}`", "check the folder, or its download"
@@ -110,6 +122,18 @@ class Source:
             if place != self.folder and any((place / name).is_file() for row in FORMATS for name in row[:2]):
                 return place
         return None
+
+    def _shards(self, first: Path) -> Reader:
+        """Parts without an index, all of them or none."""
+        files = siblings(first)
+        if missing := [f for f in files if not f.is_file()]:
+            raise QwenchError(
+                f"{len(missing)} of the model's {len(files)} parts are not there, such as `{missing[0].name}`: "
+                f"`{self.folder}`",
+                AGAIN,
+            )
+        self.problems.append(f"there is no weight index; all {len(files)} parts are read")
+        return _PARTS[first.suffix](files)
 
     def _indexed(self, index: Path, kind: type[SafetensorsReader] | type[TorchReader]) -> Reader:
         wanted: dict[str, str] = read_json(index)["weight_map"]

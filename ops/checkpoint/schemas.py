@@ -116,6 +116,9 @@ ADAPTER = {
     "fan_in_fan_out": FLAG,
     "init_lora_weights": either(FLAG, TEXT),
     "modules_to_save": listed(TEXT),
+    "target_modules": either(TEXT, listed(TEXT)),
+    "base_model_name_or_path": TEXT,
+    "trainable_token_indices": either(listed(whole(0)), mapped(listed(whole(0)))),
 }
 INDEX = {"weight_map": mapped(TEXT)}
 MODULES = {"type": TEXT, "path": TEXT, "name": TEXT}
@@ -131,6 +134,7 @@ FILES: dict[str, tuple[Kind, dict[str, Kind]]] = {
         table(),
         {"prompts": mapped(either(TEXT, Kind("null", lambda v: v is None))), "default_prompt_name": TEXT},
     ),
+    "chat_template.json": (table(), {"chat_template": TEXT}),
     "adapter_config.json": (table(), ADAPTER),
     "model.safetensors.index.json": (table(), INDEX),
     "pytorch_model.bin.index.json": (table(), INDEX),
@@ -142,13 +146,15 @@ GGUF = {
     "general.alignment": WIDTH,
     "split.count": whole(0, 65535),
     **dict.fromkeys(("*.block_count", "*.expert_count", "*.expert_used_count"), COUNT),
-    **dict.fromkeys(("*.context_length", "*.embedding_length", "*.feed_forward_length", "*.vocab_size"), WIDTH),
-    **dict.fromkeys(("*.attention.head_count", "*.attention.head_count_kv", "*.attention.key_length"), WIDTH),
-    **dict.fromkeys(("*.expert_feed_forward_length", "*.rope.dimension_count"), WIDTH),
+    **dict.fromkeys(("*.context_length", "*.embedding_length", "*.vocab_size"), WIDTH),
+    # Some files give these by layer.
+    **dict.fromkeys(("*.attention.head_count", "*.attention.head_count_kv"), either(WIDTH, listed(WIDTH))),
+    **dict.fromkeys(("*.feed_forward_length", "*.attention.key_length"), either(WIDTH, listed(WIDTH))),
+    **dict.fromkeys(("*.attention.value_length", "*.expert_feed_forward_length", "*.rope.dimension_count"), WIDTH),
     "*.attention.layer_norm_rms_epsilon": number(0),
     "*.rope.freq_base": number(above=0),
     "*.rope.scaling.type": TEXT,
-    "*.rope.scaling.factor": number(above=0),
+    **dict.fromkeys(("*.rope.scaling.factor", "*.rope.scaling.attn_factor", "*.rope.scale_linear"), number(above=0)),
     "*.rope.scaling.original_context_length": WIDTH,
     "*.pooling_type": whole(0),
     "tokenizer.ggml.model": TEXT,
@@ -156,10 +162,11 @@ GGUF = {
     "tokenizer.ggml.tokens": listed(TEXT),
     "tokenizer.ggml.token_type": listed(whole(0)),
     "tokenizer.ggml.merges": listed(TEXT),
-    **{f"tokenizer.ggml.{k}_token_id": whole(0, None) for k in ("bos", "eos", "padding", "unknown")},
+    **{f"tokenizer.ggml.{k}_token_id": whole(0, None) for k in ("bos", "eos", "eot", "eom", "padding", "unknown")},
     "tokenizer.ggml.add_bos_token": FLAG,
     "tokenizer.ggml.add_eos_token": FLAG,
     "tokenizer.chat_template": TEXT,
+    "tokenizer.chat_templates": listed(TEXT),
 }
 
 

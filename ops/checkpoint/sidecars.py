@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import QwenchError
 from ..base.fields import AGAIN
 from ..base.parse import parse_json
-from .impostors import impostor
+from .impostors import genuine, impostor
 from .schemas import fields_of
 from .tensors import NO_WEIGHTS, WEIGHT_SUFFIXES
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 LARGEST = 64 << 20
 #: files of the sentence-transformers layout
 ST_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+#: what a tokenizer is made of, its templates too
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES += ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja")
+TOKENIZER_FILES += ("chat_template.json",)
+TEMPLATES = "additional_chat_templates"
 _SKIPPED_FOLDERS = ("onnx", "openvino", "runs", "wandb", "__pycache__")
 
 
@@ -37,7 +42,13 @@ def side_files(source: Source) -> tuple[list[str], list[str]]:
         modules.add("adapters")
     copies: list[str] = []
     left: list[str] = []
-    for folder, folders, files in os.walk(source.folder):
+    seen: set[str] = set()
+    # Folders may be links; one that leads back to where the walk has been is left alone.
+    for folder, folders, files in os.walk(source.folder, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders[:] = []
+            continue
+        seen.add(real)
         inner = Path(folder).relative_to(source.folder).as_posix()
         top = inner.split("/")[0]
         skip = [d for d in folders if d.startswith((".", "checkpoint-")) or d in _SKIPPED_FOLDERS]
@@ -45,15 +56,19 @@ def side_files(source: Source) -> tuple[list[str], list[str]]:
         folders[:] = sorted(d for d in folders if d not in skip)
         for name in sorted(files):
             path = name if inner == "." else f"{inner}/{name}"
-            size = (Path(folder) / name).stat().st_size
-            weight = name.endswith(WEIGHT_SUFFIXES) or name in NO_WEIGHTS
             if name.startswith(".") or name.endswith(".index.json"):
                 continue
+            if not (Path(folder) / name).exists():
+                raise QwenchError(f"a file of the model is a link to nothing: `{Path(folder) / name}`", AGAIN)
+            size = (Path(folder) / name).stat().st_size
+            weight = name.endswith(WEIGHT_SUFFIXES) or name in NO_WEIGHTS
             if inner == "." and (Path(folder) / name) in source.files:
                 continue
             if top not in modules and (weight or size > LARGEST):
                 left.append(path)
             else:
+                if not name.endswith((".html", ".htm", ".xml", ".svg")):
+                    genuine(Path(folder) / name)
                 copies.append(path)
     return copies, left
 
@@ -106,18 +121,6 @@ def modules_of(folder: Path) -> list[dict[str, Any]]:
 def inside(path: str) -> bool:
     """A relative path that does not climb out of its folder."""
     return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts and "\0" not in path
-
-
-def adapter_alone(folder: Path) -> QwenchError | None:
-    """The error for a folder that holds an adapter, with or without weights beside it; None for a model's own."""
-    if not (folder / "adapter_config.json").is_file():
-        return None
-    config = read_json(folder / "adapter_config.json")
-    base = str(config.get("base_model_name_or_path") or "BASE") if isinstance(config, dict) else "BASE"
-    return QwenchError(
-        f"the folder holds an adapter (adapter_config.json), to be put into `{base}`: `{folder}`",
-        f"merge it first: qwench convert {base} MERGED --lora {folder}",
-    )
 
 
 def as_json(value: Any) -> bytes:

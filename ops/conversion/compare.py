@@ -22,7 +22,7 @@ def compare_tensor(one: Source, a: str, two: Source, b: str, tolerance: float) -
         p, q = x[at : at + PIECE], y[at : at + PIECE]
         if not same_bits(p, q):
             most = max(most, _largest(p, q))
-        scale = max(scale, p.double().abs().max().item() if p.numel() else 0.0)
+        scale = max(scale, _scale(p))
     one.reader.release(a)
     two.reader.release(b)
     relative = most / scale if scale else most
@@ -33,11 +33,35 @@ def compare_tensor(one: Source, a: str, two: Source, b: str, tolerance: float) -
     return {"kind": "equal"}
 
 
-def _largest(p: Tensor, q: Tensor) -> float:
-    """Largest absolute difference; NaN and infinities on one side alone are infinitely far."""
+def _scale(p: Tensor) -> float:
+    """Largest finite magnitude."""
     import torch
 
-    p, q = p.double(), q.double()
-    equal = (p == q) | (torch.isnan(p) & torch.isnan(q))
-    gap = torch.where(equal, torch.zeros_like(p), (p - q).abs())
-    return torch.nan_to_num(gap, nan=float("inf")).max().item()
+    wide = _wide(p).abs()
+    return wide[torch.isfinite(wide)].max().item() if torch.isfinite(wide).any() else 0.0
+
+
+def _wide(p: Tensor) -> Tensor:
+    """float64, of complex numbers both parts."""
+    import torch
+
+    return (torch.view_as_real(p).reshape(-1) if p.is_complex() else p).double()
+
+
+def _largest(p: Tensor, q: Tensor) -> float:
+    """Largest absolute difference; NaN and infinities on one side alone are infinitely far.
+
+    Whole numbers of one dtype are told apart to the last, which float64 would not do above 2**53.
+    """
+    import torch
+
+    x, y = _wide(p), _wide(q)
+    if x.shape != y.shape:
+        return float("inf")
+    equal = (x == y) | (torch.isnan(x) & torch.isnan(y))
+    gap = torch.where(equal, torch.zeros_like(x), (x - y).abs())
+    most = torch.nan_to_num(gap, nan=float("inf"), posinf=float("inf")).max().item()
+    if most == 0 and p.dtype == q.dtype and not (p.is_floating_point() or p.is_complex()):
+        # Their bits differ, and the difference is too small beside them for float64.
+        return 1.0
+    return most

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
+from ..checkpoint.adapter import CONFIG, UNKNOWN, adapter_file
 from ..checkpoint.gates import Heads, gate_kind
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX, layout_of
 from ..checkpoint.reader import Source
 from ..checkpoint.sidecars import modules_of, read_json
 from ..checkpoint.tensors import TensorInfo
+from ..checkpoint.whole import gaps
+
+#: settings of an adapter that are more than a plain LoRA
+_EXTRAS = ("use_rslora", "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", *UNKNOWN)
 
 
 def describe(source: Source, tensors: bool = False) -> dict[str, Any]:
@@ -43,16 +49,7 @@ def describe(source: Source, tensors: bool = False) -> dict[str, Any]:
         "left_out": source.left_out(),
     }
     if tensors:
-        report["tensor_list"] = [
-            {
-                "name": i.name,
-                "shape": list(i.shape),
-                "dtype": stored.get(i.name, i.dtype),
-                "bytes": i.nbytes,
-                "file": i.file.name,
-            }
-            for i in infos.values()
-        ]
+        report["tensor_list"] = [_row(i, stored.get(i.name, i.dtype)) for i in infos.values()]
     return report
 
 
@@ -135,8 +132,49 @@ def _problems(source: Source, config: dict[str, Any]) -> list[str]:
     head = _head(source, config)
     if head == "none" and any(a.endswith("ForCausalLM") for a in config.get("architectures") or []):
         found.append(f"config.json says the head is not tied, and there is no `{LM_HEAD}`")
+    found += gaps(list(source.infos), config)
     layers = config.get("num_hidden_layers")
     numbers = {n.split("layers.")[1].split(".")[0] for n in source.infos if "layers." in n}
-    if layers is not None and numbers and len(numbers) != layers:
+    if layers is not None and len(numbers) > layers:
         found.append(f"config.json has {layers} layers and the tensors {len(numbers)}")
     return found
+
+
+def describe_adapter(folder: Path, tensors: bool = False) -> dict[str, Any]:
+    """The same of a folder that peft saved: its own tensors, and under `adapter` what it is."""
+    config = read_json(folder / CONFIG)
+    file, kind = adapter_file(folder)
+    infos = kind([file]).infos
+    modules = config.get("target_modules") or []
+    by_dtype: Counter[str] = Counter()
+    for info in infos.values():
+        by_dtype[info.dtype] += info.numel
+    report: dict[str, Any] = {
+        "schema": 1,
+        "path": str(folder),
+        "format": file.suffix.lstrip("."),
+        "architectures": [f"{config.get('peft_type')} adapter of {config.get('base_model_name_or_path')}"],
+        "model_type": None,
+        "tensors": len(infos),
+        "parameters": sum(by_dtype.values()),
+        "bytes": sum(i.nbytes for i in infos.values()),
+        "files": [{"name": file.name, "bytes": file.stat().st_size}],
+        "dtypes": dict(by_dtype.most_common()),
+        "head": "none: an adapter",
+        "adapter": {
+            "type": config.get("peft_type"),
+            "base": config.get("base_model_name_or_path"),
+            "r": config.get("r"),
+            "alpha": config.get("lora_alpha"),
+            "modules": sorted(modules) if isinstance(modules, list) else [str(modules)],
+            "extras": sorted(k for k in _EXTRAS if config.get(k)),
+        },
+        "problems": [],
+        "left_out": [],
+    } | dict.fromkeys(("layout", "tied", "vocabulary", "gates", "streams"))
+    return report | ({"tensor_list": [_row(i, i.dtype) for i in infos.values()]} if tensors else {})
+
+
+def _row(info: TensorInfo, kind: str) -> dict[str, Any]:
+    shape = list(info.shape)
+    return {"name": info.name, "shape": shape, "dtype": kind, "bytes": info.nbytes, "file": info.file.name}

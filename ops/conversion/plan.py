@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.runtime import Runtime
+from ..checkpoint.adapter import Adapter
 from ..checkpoint.cast import pieces, same_bits
 from ..checkpoint.gates import GATES, apply_gates
 from ..checkpoint.gates import LAYOUTS as GATE_LAYOUTS
-from ..checkpoint.gguf_arch import TYPES
+from ..checkpoint.gguf_arch import TYPES, names_of
 from ..checkpoint.gguf_blocks import BLOCKS, PLAIN
 from ..checkpoint.gguf_plan import to_gguf
 from ..checkpoint.gguf_reader import GgufReader
-from ..checkpoint.heads import HEADS, SCORE, to_classifier, to_embedding, to_lm, to_reward
+from ..checkpoint.heads import HEADS, SCORE, to_classifier, to_embedding, to_lm, to_reward, untied
 from ..checkpoint.layout import EMBEDDING, LAYOUTS, LM_HEAD, PREFIX, layout_of, renamed
-from ..checkpoint.lora import Adapter, merge_adapters
+from ..checkpoint.lora import merge_adapters
 from ..checkpoint.plan import Output, Plan, parse_size, shards_of
 from ..checkpoint.reader import Source
 from ..checkpoint.sidecars import ST_FILES, as_json, embedding_files, modules_of, read_json, side_files, with_end_token
 from ..checkpoint.tensors import FLOATS, TensorInfo
+from ..checkpoint.whole import whole
+from ..models.hub import adapter_folder
 from ..models.rerank_template import read_template
 from ..models.tokenizer import TextTokenizer
 from ..text.prompts import EMBED_DEFAULT_TASK, EMBED_EOS, RERANK_NO, RERANK_YES, embed_query_prompt
+from .adapted import MAKES_SCORE, adapted, tokenizers
 
 FORMATS = {"safetensors": ("model", ".safetensors"), "bin": ("pytorch_model", ".bin"), "gguf": ("model", ".gguf")}
 VERIFY = ("none", "bits", "logits")
@@ -73,11 +76,14 @@ class ConvertOptions:
 def plan_conversion(source: Source, options: ConvertOptions) -> Plan:
     """What will be written, from headers and config alone.
 
+    Every step reads the plan as the steps before it left it: a head made of others' rows is made of merged ones.
+
     Raises:
-        QwenchError: options that do not fit the checkpoint.
+        QwenchError: options that do not fit the checkpoint, or a checkpoint that is not whole.
     """
     _check(options)
     config = source.config()
+    whole(source, config)
     plan = Plan([], notes=list(source.problems))
     to = target_format(source, options)
     dtype = None if options.dtype == "auto" or to == "gguf" else options.dtype
@@ -88,18 +94,23 @@ def plan_conversion(source: Source, options: ConvertOptions) -> Plan:
         if plan.metadata and to != "safetensors":
             plan.notes.append(f"left behind with the .safetensors files: their metadata ({', '.join(plan.metadata)})")
     plan.outputs = [_output(source, info, options, dtype) for info in source.infos.values()]
-    if options.head:
-        config = _headed(source, config, plan, options, dtype)
     config = _tied(source, config, plan, options)
+    kind = config.get("model_type")
+    adapters = [Adapter(adapter_folder(name, options.runtime.offline), kind) for name in options.lora]
+    if adapters:
+        config = adapted(config, plan, options.head, adapters)
+    if options.head:
+        config = _headed(source, config, plan, options, dtype, any(SCORE in a.touched for a in adapters))
+        late = [a for a in adapters if SCORE in a.touched]
+        if late and options.head in MAKES_SCORE:
+            merge_adapters(plan, late, False, (SCORE,))
     if options.gate or options.gate_layout:
         if options.lora:
             raise QwenchError("--lora and --gate cannot go together", "merge the adapter first, then add gates", code=2)
         config = apply_gates(source, config, plan, options.gate, options.gate_layout or "stock")
-    if options.lora:
-        tied = not any(o.name == LM_HEAD for o in plan.outputs)
-        merge_adapters(source, plan, [Adapter(Path(folder)) for folder in options.lora], tied)
     stem, suffix = FORMATS[to]
     plan.copies, plan.left = side_files(source)
+    tokenizers(source, plan, adapters)
     _sides(source, config, plan, options, dtype)
     if to == "gguf":
         ranks = any(o.name == SCORE for o in plan.outputs)
@@ -144,12 +155,14 @@ def _from_gguf(
             f"convert the file first: qwench convert {source.path} folder",
             code=2,
         )
-    plan.side |= reader.sides()
     kinds = sorted({k for k in reader.stored.values() if k not in PLAIN})
     if kinds:
         plan.notes.append(f"blocks of {', '.join(kinds)} become float32 values before anything else")
     if target_format(source, options) == "gguf":
         return None
+    plan.side |= reader.sides()
+    if left := reader.left_behind():
+        plan.notes.append(f"metadata of the GGUF file that is left behind: {names_of(left)}")
     return dtype or reader.exact()
 
 
@@ -184,22 +197,23 @@ def _output(source: Source, info: TensorInfo, options: ConvertOptions, wanted: s
         (info.name,),
         ", ".join(did) or "copied",
         lambda losses: pieces(info.name, source.reader.load(info.name), dtype, losses),
+        lambda index: source.reader.load(info.name)[index],
     )
 
 
 def _headed(
-    source: Source, config: dict[str, Any], plan: Plan, options: ConvertOptions, dtype: str | None
+    source: Source, config: dict[str, Any], plan: Plan, options: ConvertOptions, dtype: str | None, trained: bool
 ) -> dict[str, Any]:
     if layout_of(source.infos) is None:
         raise QwenchError(f"--head is for decoders, and this has no `{EMBEDDING}`: `{source.path}`")
     if options.head == "embedding":
-        return to_embedding(source, config, plan)
+        return to_embedding(config, plan)
     if options.head == "reward":
-        return to_reward(source, config, plan, dtype)
+        return to_reward(config, plan, dtype, trained)
     yes, no = TextTokenizer.load(source.folder).single_ids((RERANK_YES, RERANK_NO), source.folder)
     if options.head == "reranker":
-        return to_classifier(source, config, plan, yes, no, options.labels, dtype)
-    return to_lm(source, config, plan, yes, no)
+        return to_classifier(config, plan, yes, no, options.labels, dtype)
+    return to_lm(config, plan, yes, no)
 
 
 def _tied(source: Source, config: dict[str, Any], plan: Plan, options: ConvertOptions) -> dict[str, Any]:
@@ -217,13 +231,12 @@ def _tied(source: Source, config: dict[str, Any], plan: Plan, options: ConvertOp
             plan.notes.append(f"config.json ties `{LM_HEAD}` to the embeddings, and the tensors differ; both are kept")
     causal = any(a.endswith("ForCausalLM") for a in config.get("architectures") or [])
     if not options.untie:
-        if head is None and not tied and causal and options.head != "embedding":
+        if head is None and not tied and causal and options.head not in ("embedding", "reward"):
             plan.notes.append(f"config.json says the head is not tied, and there is no `{LM_HEAD}`")
         return config
     if head is not None and head in plan.outputs:
         return config | {"tie_word_embeddings": False}
-    name = f"copy of `{embedding.sources[0]}`"
-    plan.outputs.append(Output(LM_HEAD, embedding.shape, embedding.dtype, embedding.sources, name, embedding.pieces))
+    untied(plan)
     return config | {"tie_word_embeddings": False}
 
 

@@ -11,7 +11,15 @@ def model_card(recipe: Recipe, yaml: str) -> str:
     head = ["---", "tags:", "- merge", "- qwench"]
     if hub := [m for m in named if m.count("/") == 1]:
         head += ["base_model:", *(f"- {m}" for m in hub)]
-    lines = [*head, "---", "", "# Merged model", "", f"Merged with `qwench merge` by **{recipe.method}** from:", ""]
+    lines = [
+        *head,
+        "---",
+        "",
+        f"# {recipe.name or 'Merged model'}",
+        "",
+        f"Merged with `qwench merge` by **{recipe.method}** from:",
+        "",
+    ]
     for model in recipe.models:
         lines.append(f"- `{model}`" + (" (base)" if model == recipe.base else ""))
     lines += ["", "The recipe, as mergekit reads it:", "", "```yaml", yaml.rstrip(), "```", ""]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint.layout import LM_HEAD, PREFIX
+from ..checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX
 from ..checkpoint.plan import Output, Plan
 from ..checkpoint.reader import Source
-from ..checkpoint.sidecars import json_of
+from ..checkpoint.sidecars import TEMPLATES, TOKENIZER_FILES, json_of
 from ..checkpoint.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -109,6 +109,28 @@ class Input:
         return ids | {t["content"]: t["id"] for t in found.get("added_tokens", [])}
 
     def side(self, name: str) -> bytes | None:
-        """A side file's content, None when it is not there."""
+        """A side file's content as it would be written, None when it is not there."""
+        if self.plan.side.get(name) is not None:
+            return self.plan.side[name]
         path = self.source.folder / name
         return path.read_bytes() if self.source.path.is_dir() and path.is_file() else None
+
+    def texts(self) -> list[str]:
+        """Names of its tokenizer's files and templates."""
+        there = {*self.plan.copies, *(n for n, v in self.plan.side.items() if v is not None)}
+        return sorted(n for n in there if of_tokenizer(n))
+
+
+def of_tokenizer(name: str) -> bool:
+    """A side file is part of the tokenizer, or a template of chats."""
+    return name in TOKENIZER_FILES or name.startswith(f"{TEMPLATES}/")
+
+
+def share_heads(models: Sequence[Input | Head]) -> None:
+    """Where one model has a head of its own, those that tie theirs to the embeddings bring those rows for it."""
+    if not any(LM_HEAD in m.outputs for m in models):
+        return
+    for model in models:
+        held = model.outputs.get(EMBEDDING)
+        if held is not None and LM_HEAD not in model.outputs and model.config.get("tie_word_embeddings"):
+            model.outputs[LM_HEAD] = replace(held, name=LM_HEAD)

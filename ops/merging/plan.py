@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..base.errors import QwenchError
-from ..checkpoint.layout import PREFIX
-from ..checkpoint.lora import adapter_files
+from ..base.runtime import Runtime
+from ..checkpoint.adapter import adapter_files
+from ..checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX
 from ..checkpoint.plan import Output, Plan, parse_size, shards_of
 from ..checkpoint.sidecars import as_json
 from ..checkpoint.tensors import FLOATS
 from ..conversion.plan import ConvertOptions, plan_conversion
-from ..models.hub import open_source, remote_headers
+from ..models.hub import adapter_folder, open_source, remote_headers
 from .card import model_card
-from .inputs import Head, Input, at_layer, bare, layer_of
+from .inputs import Head, Input, at_layer, bare, layer_of, of_tokenizer, share_heads
 from .methods import bind, check, find_method, uses_base
 from .options import MergeOptions
-from .preflight import notes, problems
-from .recipe import Recipe, to_yaml
+from .preflight import notes, problems, vocabularies
+from .recipe import UNION, Recipe, to_yaml
+from .reference import parse
 from .work import Ledger, Task
 
 if TYPE_CHECKING:
@@ -65,9 +67,12 @@ def plan_merge(recipe: Recipe, options: MergeOptions, opened: Mapping[str, Input
     inputs = {model: (opened or {}).get(model) or _open(model, options) for model in recipe.models}
     first = inputs[recipe.slices[0].parts[0].model]
     others = [i for i in inputs.values() if i is not first]
+    share_heads([first, *others])
+    texts = _texts(recipe, inputs, first, options)
     soft = _fitting(first, others, sliced, options)
     ledger = Ledger(parse_size(options.memory))
-    plan = Plan([], notes=[*first.plan.notes, *soft, *notes(first, others)])
+    read = [*others, *([] if texts.model in inputs else [texts])]
+    plan = Plan([], notes=[*first.plan.notes, *soft, *notes(first, read, texts)])
     plan.metadata = dict(first.plan.metadata)
     made = MergePlan(recipe, inputs, plan, ledger, "")
     made.where = {f"{i.model}: {n}": (i, n) for i in inputs.values() for n in i.source.infos}
@@ -79,7 +84,7 @@ def plan_merge(recipe: Recipe, options: MergeOptions, opened: Mapping[str, Input
             if not (set(model.labels(name)) & used):
                 why = "in no slice" if sliced else f"not in `{first.model}`"
                 plan.dropped |= dict.fromkeys(model.labels(name), why)
-    _sides(made, first)
+    _sides(made, first, texts)
     plan.shards = shards_of(plan.outputs, parse_size(options.max_shard_size), "model", ".safetensors")
     plan.check([label for i in inputs.values() for label in i.inputs])
     return made
@@ -104,26 +109,67 @@ def _before_download(recipe: Recipe, options: MergeOptions, sliced: bool) -> Non
     """Compare what the headers say while a model is still on the hub, so that none is fetched in vain."""
     if options.runtime.offline:
         return
-    remote = {m: found for m in recipe.models if (found := remote_headers(m, options.runtime.revision))}
+    named = {m: parse(m) for m in recipe.models}
+    remote = {
+        m: found
+        for m, n in named.items()
+        if not n.lora and (found := remote_headers(n.model, n.revision or options.runtime.revision))
+    }
     if not remote:
         return
     heads = []
     for model in recipe.models:
         if model in remote:
             heads.append(Head.of(model, *remote[model]))
-        elif "+" not in model and Path(model).exists():
+        elif not named[model].lora and Path(model).exists():
             source = open_source(model)
             heads.append(Head.of(model, source.config(), source.infos))
+    share_heads(heads)
     _fitting(heads[0], heads[1:], sliced, options)
 
 
 def _open(model: str, options: MergeOptions) -> Input:
-    name, plus, lora = model.partition("+")
-    if plus and Path(model).exists():
-        name, lora = model, ""
-    source = open_source(name, options.runtime.revision, options.runtime.offline)
-    how = ConvertOptions(name, options.out, to="safetensors", lora=(lora,) if lora else ())
-    return Input(model, source, plan_conversion(source, how), adapter_files(Path(lora)) if lora else ())
+    named, runtime = parse(model), options.runtime
+    source = open_source(named.model, named.revision or runtime.revision, runtime.offline)
+    lora = (named.lora,) if named.lora else ()
+    how = ConvertOptions(
+        named.model, options.out, to="safetensors", lora=lora, runtime=Runtime(offline=runtime.offline)
+    )
+    files = [f for name in lora for f in adapter_files(adapter_folder(name, runtime.offline))]
+    return Input(model, source, plan_conversion(source, how), files)
+
+
+def _texts(recipe: Recipe, inputs: Mapping[str, Input], first: Input, options: MergeOptions) -> Input:
+    """The model whose tokenizer is taken, merged or not.
+
+    Raises:
+        QwenchError: its tokens are not those of the embeddings, or a union is asked for of different vocabularies.
+    """
+    if recipe.tokenizer == UNION:
+        for other in inputs.values():
+            if other.vocabulary and first.vocabulary and other.vocabulary != first.vocabulary:
+                alone = sorted(other.vocabulary.items() ^ first.vocabulary.items())[0][0]
+                raise QwenchError(
+                    f"tokenizer_source: union of different vocabularies is not supported: `{first.model}` and "
+                    f"`{other.model}` differ in {alone!r}",
+                    "give the models one vocabulary first, or take tokenizer_source: base or one of the models",
+                )
+        return first
+    if not recipe.tokenizer or recipe.tokenizer == first.model:
+        return first
+    texts = inputs.get(recipe.tokenizer) or _open(recipe.tokenizer, options)
+    if not texts.texts():
+        raise QwenchError(f"the model named by tokenizer_source has no tokenizer: `{texts.model}`", "name another")
+    embedding = first.outputs.get(EMBEDDING)
+    most = max(texts.vocabulary.values(), default=0)
+    if embedding is not None and most >= embedding.shape[0]:
+        raise QwenchError(
+            f"the tokenizer of `{texts.model}` has a token {most} and the embeddings {embedding.shape[0]} rows",
+            "name a model with the same vocabulary as tokenizer_source",
+        )
+    if texts.model not in inputs and (why := vocabularies(first, texts)) and not options.allow_mismatch:
+        raise QwenchError(why[0], "--allow-mismatch takes that tokenizer all the same")
+    return texts
 
 
 def _tensors(made: MergePlan, method: MergeMethod, first: Input, seed: int) -> set[str]:
@@ -203,7 +249,7 @@ def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _sides(made: MergePlan, first: Input) -> None:
+def _sides(made: MergePlan, first: Input, texts: Input) -> None:
     plan, recipe = made.plan, made.recipe
     plan.copies, plan.side, plan.left = list(first.plan.copies), dict(first.plan.side), list(first.plan.left)
     counts = [s.parts[0].layers or (0, first.layers) for s in recipe.slices]
@@ -221,12 +267,15 @@ def _sides(made: MergePlan, first: Input) -> None:
     if config and len(kinds) == 1:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = dtype
+    if any(o.name == LM_HEAD for o in plan.outputs) and config.get("tie_word_embeddings") and LM_HEAD in first.outputs:
+        config["tie_word_embeddings"] = first.outputs[LM_HEAD].sources != first.outputs[EMBEDDING].sources
     if config and config != first.config:
         plan.side["config.json"] = as_json(config)
-    if recipe.tokenizer and recipe.tokenizer != first.model:
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"):
-            if (content := made.inputs[recipe.tokenizer].side(name)) is not None:
-                plan.side[name] = content
+    if texts is not first:
+        # All of one tokenizer, its templates too: none of the first model's is left among them.
+        plan.copies = [n for n in plan.copies if not of_tokenizer(n)]
+        plan.side = {n: v for n, v in plan.side.items() if not of_tokenizer(n)}
+        plan.side |= {n: texts.side(n) for n in texts.texts()}
     made.yaml = to_yaml(recipe, dtype)
     plan.side[CONFIG_FILE] = made.yaml.encode()
     plan.side["README.md"] = model_card(recipe, made.yaml).encode()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from ..checkpoint.sidecars import read_json
-from .inputs import Head, Input
+from ..checkpoint.sidecars import json_of
+from .inputs import Head, Input, of_tokenizer
 
 #: files that say how texts are put to a model
 TEXTS = ("chat_template.jinja", "config_sentence_transformers.json", "1_Pooling/config.json")
@@ -34,7 +35,7 @@ def problems(first: Input | Head, others: Sequence[Input | Head], sliced: bool) 
             if "embed_tokens" in name or "lm_head" in name:
                 words += ": their vocabularies differ"
             hard.append(words)
-        soft += _vocabularies(first, other)
+        soft += vocabularies(first, other)
     return hard, soft
 
 
@@ -46,7 +47,8 @@ def _missing(one: Input | Head, other: Input | Head) -> list[str]:
     return [f"`{other.model}` lacks `{one.outputs[names[0]].name}`{more} of `{one.model}`"]
 
 
-def _vocabularies(first: Input | Head, other: Input | Head) -> list[str]:
+def vocabularies(first: Input | Head, other: Input | Head) -> list[str]:
+    """Why the tokenizers of two models cannot share one table of embeddings."""
     hashes = {first.tokenizer_hash, other.tokenizer_hash}
     if None in hashes or len(hashes) == 1:
         return []
@@ -64,8 +66,12 @@ def _vocabularies(first: Input | Head, other: Input | Head) -> list[str]:
     return []
 
 
-def notes(first: Input, others: list[Input]) -> list[str]:
-    """Differences that do not stop a merge, one sentence each."""
+def notes(first: Input, others: list[Input], texts: Input) -> list[str]:
+    """Differences that do not stop a merge, one sentence each.
+
+    Args:
+        texts: the model whose tokenizer and templates are taken.
+    """
     found = []
     for other in others:
         kinds = [{o.dtype for o in i.outputs.values()} for i in (first, other)]
@@ -77,10 +83,16 @@ def notes(first: Input, others: list[Input]) -> list[str]:
             found.append(f"only `{(first if tied[0] else other).model}` ties its head to the embeddings")
         for name in TEXTS:
             if first.side(name) != other.side(name):
-                found.append(f"`{name}` differs; the one of `{first.model}` is taken")
-        templates = [
-            read_json(i.source.folder / "tokenizer_config.json", {}).get("chat_template") for i in (first, other)
-        ]
-        if templates[0] != templates[1]:
-            found.append(f"the chat template differs; the one of `{first.model}` is taken")
+                taken = texts if of_tokenizer(name) else first
+                found.append(f"`{name}` differs; the one of `{taken.model}` is taken")
+        if _template(first) != _template(other):
+            found.append(f"the chat template differs; the one of `{texts.model}` is taken")
+        ends = [i.config.get("eos_token_id") for i in (first, other)]
+        if ends[0] != ends[1] and other is texts:
+            found.append(f"the end token stays that of `{first.model}` ({ends[0]}); `{other.model}` has {ends[1]}")
     return list(dict.fromkeys(found))
+
+
+def _template(model: Input) -> Any:
+    name = "tokenizer_config.json"
+    return json_of(model.side(name) or b"{}", model.source.folder / name).get("chat_template")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,29 +12,31 @@ from ..base.fields import TEXT, Fields, Kind, either, listed, number, one_of, sh
 from ..base.parse import parse_yaml
 from ..base.paths import local
 from ..checkpoint.tensors import FLOATS
+from .reference import NAME, spell
 from .settings import Setting, is_setting
 
 Parameters = dict[str, Setting]
+#: tokenizer_source for a tokenizer that has every model's tokens
+UNION = "union"
 #: keys of mergekit's YAML that are understood
 TOP = ("merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source")
-TOP += ("tokenizer", "chat_template", "qwench")
+TOP += ("tokenizer", "chat_template", "modules", "name", "qwench")
 HINT = "see mergekit's examples"
-NAME = Kind("a name", lambda v: isinstance(v, str) and v.strip() not in ("", "+") and "\0" not in v)
-#: a name, or mergekit's long form, which `_model` takes apart
+#: a name, or mergekit's long form, which `spell` takes apart
 MODEL = either(NAME, table())
 PART = {"model": MODEL, "parameters": Kind("an object", lambda v: isinstance(v, dict)), "layer_range": listed(whole())}
 SLICE = {"sources": listed(table(PART)), "parameters": PART["parameters"], "base_model": MODEL}
-RECIPE = {
+MODULE = {"models": listed(table(PART)), "slices": listed(table(SLICE)), "parameters": PART["parameters"]}
+RECIPE = MODULE | {
     "merge_method": TEXT,
-    "models": listed(table(PART)),
-    "slices": listed(table(SLICE)),
     "base_model": MODEL,
-    "parameters": PART["parameters"],
     "dtype": TEXT,
     "out_dtype": TEXT,
     "tokenizer_source": MODEL,
     "tokenizer": table({"source": MODEL}),
     "chat_template": TEXT,
+    "modules": table(),
+    "name": either(TEXT, number()),
     "qwench": table({"fold": one_of("sequential", "tree")}),
 }
 
@@ -73,8 +74,9 @@ class Recipe:
         base: the model differences are taken from, or that t = 0 stands for.
         dtype: arithmetic; None for float32 (float64 where an input is).
         out_dtype: None for each tensor's own, as the first model stores it.
-        tokenizer: model whose tokenizer is taken, None for the first.
+        tokenizer: model whose tokenizer is taken, None for the first, UNION for one that has every model's tokens.
         fold: sequential or tree, for more than two models with a method that takes two.
+        name: of the result.
     """
 
     method: str
@@ -85,6 +87,7 @@ class Recipe:
     out_dtype: str | None = None
     tokenizer: str | None = None
     fold: str | None = None
+    name: str | None = None
 
     @property
     def models(self) -> list[str]:
@@ -118,9 +121,11 @@ def from_yaml(path: Path) -> Recipe:
         raise QwenchError(f"the recipe has a key that is not supported: `{unknown[0]}`", f"supported: {', '.join(TOP)}")
     if found.get("chat_template") not in (None, "auto"):
         raise QwenchError("the recipe sets a chat_template, which is not supported", "copy it into the result by hand")
+    if found.get("modules"):
+        found = _one_module(found)
     if bool(found.get("models")) == bool(found.get("slices")):
         raise QwenchError(f"the recipe needs either models or slices: `{path}`")
-    base = _model(found.get("base_model"))
+    base = spell(found.get("base_model"))
     if found.get("models"):
         parts = tuple(_part(m) for m in found["models"])
         if base and base not in [p.model for p in parts]:
@@ -135,12 +140,12 @@ def from_yaml(path: Path) -> Recipe:
         base,
         _parameters(found),
         _dtype(found, "dtype"),
-        _dtype(found, "out_dtype"),
+        # mergekit writes the dtype it computes in, unless out_dtype says another.
+        _dtype(found, "out_dtype" if found.get("out_dtype") else "dtype"),
         _tokenizer(found, base),
         fold,
+        None if found.get("name") is None else str(found["name"]),
     )
-    if made.tokenizer and made.tokenizer not in made.models:
-        raise QwenchError(f"the tokenizer is of none of the models merged: `{made.tokenizer}`", "name one of them")
     weights = [p.parameters.get("weight", 1.0) for s in slices for p in s.parts] if fold else []
     if odd := [w for w in weights if not number(0).fits(w)]:
         raise QwenchError(f"a fold takes one number as the weight of each model, and not `{shown(odd[0])}`", HINT)
@@ -166,46 +171,45 @@ def _parameters(found: Fields) -> Parameters:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+def _one_module(found: Fields) -> Fields:
+    """A recipe whose one module is the model, as one without modules; the module's parameters come first.
+
+    Raises:
+        QwenchError: more than one module.
+    """
+    modules = found["modules"]
+    if len(modules) != 1 or found.get("models") or found.get("slices"):
+        raise QwenchError(
+            f"the recipe merges several modules, which is not supported: {', '.join(map(str, modules))}",
+            "write one recipe for each part, with `models` or `slices` at its top",
+        )
+    ((name, module),) = modules.items()
+    if not isinstance(module, dict) or (unknown := [k for k in module if k not in MODULE]):
+        what = f"a key that is not supported: `{unknown[0]}`" if isinstance(module, dict) else "nothing to merge"
+        raise QwenchError(f"the module `{name}` of the recipe has {what}", "write models: or slices: in it")
+    module = Fields(module, found.file, MODULE, f"modules.{name}.", HINT)
+    parameters = _parameters(found) | _parameters(module)
+    made = found.copy()
+    del made["modules"]
+    made.update({k: v for k in ("models", "slices") if (v := module.get(k))}, parameters=parameters)
+    return made
+
+
 def _tokenizer(found: Fields, base: str | None) -> str | None:
     wanted = found.get("tokenizer_source")
     if (more := found.get("tokenizer")) is not None:
         if extra := [k for k in more if k != "source"]:
             raise QwenchError(f"the recipe sets tokenizer.{extra[0]}, which is not supported", "give tokenizer.source")
         wanted = more.get("source")
-        if isinstance(wanted, dict):
-            wanted = wanted.get("model", wanted)
-    if wanted == "union":
-        raise QwenchError(
-            "tokenizer_source: union is not supported", "give the models one vocabulary first, or use base or a model"
-        )
-    return base if wanted == "base" else _model(wanted)
-
-
-def _model(value: Any) -> str | None:
-    """A model's name, `model+adapter` with a LoRA; None stays."""
-    if value is None or NAME.fits(value):
-        return value
-    if isinstance(value, dict) and set(value) <= {"model", "lora"}:
-        model, lora = (_path(value.get(key)) for key in ("model", "lora"))
-        if model and (lora or value.get("lora") is None):
-            return f"{model}+{lora}" if lora else model
-    raise QwenchError(
-        f"the recipe names a model in a way that is not understood: `{json.dumps(value, default=str)[:100]}`",
-        "write model: NAME or model: NAME+ADAPTER",
-    )
-
-
-def _path(value: Any) -> str | None:
-    """The name in a string or in mergekit's {path: NAME}; None for anything else, such as one with a revision."""
-    if isinstance(value, dict) and set(value) == {"path"}:
-        value = value["path"]
-    return value if NAME.fits(value) else None
+    if wanted == UNION:
+        return UNION
+    return base if wanted == "base" else spell(wanted)
 
 
 def _part(value: Fields) -> Part:
     if unknown := [k for k in value if k not in PART]:
         raise QwenchError(f"`{value.file}`: a key is not supported: `{value.at}{unknown[0]}`", HINT)
-    name = _model(value["model"])
+    name = spell(value["model"])
     layers = value.get("layer_range")
     if layers is not None and not (len(layers) == 2 and layers[0] < layers[1]):
         raise QwenchError(f"not a layer_range: `{layers}`", "write [first, end]")
@@ -220,7 +224,7 @@ def _slice(value: Fields) -> Slice:
     parts = tuple(_part(p) for p in value["sources"])
     if missing := [p for p in parts if p.layers is None]:
         raise QwenchError(f"a source of a slice has no layer_range: `{missing[0].model}`", "write [first, end]")
-    return Slice(parts, _parameters(value), _model(value.get("base_model")))
+    return Slice(parts, _parameters(value), spell(value.get("base_model")))
 
 
 def to_yaml(recipe: Recipe, out_dtype: str) -> str:
@@ -231,7 +235,8 @@ def to_yaml(recipe: Recipe, out_dtype: str) -> str:
     """
     import yaml
 
-    said: dict[str, Any] = {"merge_method": recipe.method}
+    said: dict[str, Any] = {"name": recipe.name} if recipe.name else {}
+    said["merge_method"] = recipe.method
     whole = len(recipe.slices) == 1 and all(p.layers is None for p in recipe.slices[0].parts)
     if whole:
         said["models"] = [_entry(p) for p in recipe.slices[0].parts]

@@ -96,6 +96,28 @@ def open_source(name: str, revision: str | None = None, offline: bool = False) -
     return Source(resolve(name, revision, offline).path)
 
 
+def adapter_folder(name: str, offline: bool = False) -> Path:
+    """The folder of an adapter: a local one, or a hub id with `@revision` where one is wanted.
+
+    Raises:
+        QwenchError: see `resolve`.
+    """
+    path = os.path.expanduser(local(name, "the adapter"))
+    if os.path.exists(path):
+        return Path(path)
+    model, at, revision = name.partition("@")
+    return resolve(model, revision if at else None, offline).path
+
+
+def adapter_at(name: str, revision: str | None = None, offline: bool = False) -> Path | None:
+    """The folder behind a name when it holds an adapter and no model."""
+    path = Path(os.path.expanduser(local(name, "the model")))
+    if not os.path.exists(path) and name not in PACKAGED and HUB_ID.fullmatch(name):
+        path = resolve(name, revision, offline).path
+    bare = not any((path / n).is_file() for n in ("config.json", "model.safetensors", "pytorch_model.bin"))
+    return path if bare and (path / "adapter_config.json").is_file() else None
+
+
 def remote_headers(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, TensorInfo]] | None:
     """(config, tensors) of a hub id that is not on this machine yet, by range requests for the headers alone.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..checkpoint.sidecars import adapter_alone, read_json
+from ..checkpoint.adapter import adapter_alone
+from ..checkpoint.sidecars import read_json
 from ..text.prompts import EMBED_DEFAULT_TASK, embed_query_prompt
 from .modules import TOKENS, Step, read_modules, transformer_settings
 
