@@ -146,6 +146,8 @@ def test_another_models_tokenizer_comes_with_its_templates(pair: Path) -> None:
     tokenizer(pair / "D", ("<|endoftext|>", *(f"<{n}>" for n in range(20))))
     with pytest.raises(QwenchError, match="has a token 276 and the embeddings 272 rows"):
         recipe(pair, BOTH + "tokenizer_source: $D\n")
+    with pytest.raises(QwenchError, match="no such model: `C`"):
+        recipe(pair, BOTH + "tokenizer_source: C\n")
 
 
 def test_a_union_of_one_vocabulary_is_that_vocabulary(pair: Path) -> None:
