@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import QwenchError
 from ..base.runtime import Runtime
 from ..checkpoint.adapter import adapter_alone
-from ..checkpoint.sidecars import adapter_alone, read_json
+from ..checkpoint.sidecars import read_json
 from ..kernels.choose import bind, for_dtype, pick_kernels
 from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
 from .hub import Checkpoint
