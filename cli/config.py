@@ -38,10 +38,9 @@ def parameters(command: Callable[..., Any]) -> dict[str, Any]:
     return {n: p.default for n, p in found.items() if n not in NEVER and p.default is not inspect.Parameter.empty}
 
 
-def kinds(command: Callable[..., Any]) -> dict[str, bool]:
-    """Name -> whether it can be repeated, of the settings of a command."""
-    hints = typing.get_type_hints(command)
-    return {n: _is_list(hints[n]) for n in parameters(command)}
+def repeats(command: Callable[..., Any], key: str) -> bool:
+    """Whether a setting of a command can be given several times."""
+    return _is_list(typing.get_type_hints(command)[key])
 
 
 def _is_list(kind: Any) -> bool:
@@ -102,9 +101,9 @@ def defaults(commands: Iterable[Command], found: Mapping[str, Any]) -> dict[str,
         node = tree
         for word in command.path:
             node = node.setdefault(word, {})
-        for key, kind in kinds(command.run).items():
+        for key in parameters(command.run):
             if given := setting(command.path, key, found):
-                node[key] = many(*given) if kind else given[0]
+                node[key] = many(*given) if repeats(command.run, key) else given[0]
     return tree
 
 
