@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import QwenchError
 from .impostors import impostor
 from .safetensors_reader import AGAIN, damaged
-from .tensors import TensorInfo
+from .tensors import NAMES, TensorInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,25 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         found = found["state_dict"]
     if not isinstance(found, dict) or not all(isinstance(v, torch.Tensor) for v in found.values()):
         raise QwenchError(f"the file holds something else than named tensors: `{path}`", "give a model's state dict")
+    for name, tensor in found.items():
+        if odd := _odd(tensor):
+            raise QwenchError(
+                f"`{name}` is {odd}, which no weight file written here can hold: `{path}`",
+                "save the model again with dense tensors, without it, or as safetensors",
+            )
     return {str(k): v for k, v in found.items()}
+
+
+def _odd(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being plain numbers in memory, in words; None for a plain one."""
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"not dense ({'nested' if tensor.is_nested else str(tensor.layout).removeprefix('torch.')})"
+    if tensor.device.type == "meta":
+        return "without values (meta)"
+    return None if dtype in NAMES else f"of the dtype {dtype}"
 
 
 def _legacy(path: Path) -> Any:

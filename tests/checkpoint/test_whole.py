@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,3 +112,20 @@ def test_an_adapter_is_described_and_is_no_model(tmp_path: Path) -> None:
     assert report["tensors"] == 8 and report["parameters"] == 2 * 2 * (4 * 32 + 64 * 4)
     with pytest.raises(QwenchError, match="the folder is an adapter, not a model"):
         run(folder, tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: torch.ones(2, dtype=torch.complex64), "of the dtype complex64"),
+        (lambda: torch.eye(4).to_sparse(), "not dense"),
+        (lambda: torch.eye(4).to_sparse_csr(), "not dense"),
+        (lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "of the dtype qint8"),
+        (lambda: torch.ones(4, device="meta"), "without values"),
+    ],
+)
+def test_tensors_that_no_file_can_hold_are_named(made: Any, words: str, tmp_path: Path) -> None:
+    torch.save({**decoder(tmp_path / "m"), "model.odd": made()}, tmp_path / "m" / "pytorch_model.bin")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(QwenchError, match=rf"`model\.odd` is {words}"):
+        run(tmp_path / "m", tmp_path / "o", to="safetensors")
