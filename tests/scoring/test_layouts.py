@@ -414,6 +414,7 @@ def test_vectors_of_a_reading_that_was_wrong_are_not_mixed_in(
 
 
 def test_adapters_and_sub_folders_are_named_to_inspect(bases: Path, tmp_path: Path) -> None:
+    from qwench.ops.checkpoint.reader import Source
     from qwench.ops.inspect import inspect
 
     shutil.copytree(bases / "bert", tmp_path / "m")
@@ -425,5 +426,7 @@ def test_adapters_and_sub_folders_are_named_to_inspect(bases: Path, tmp_path: Pa
     change(tmp_path / "a" / "adapter_config.json", base_model_name_or_path="org/base")
     save_file({"x": torch.zeros(1)}, tmp_path / "a" / "adapter_model.safetensors")
     with pytest.raises(QwenchError, match=r"adapter.*org/base") as caught:
-        list(inspect(str(tmp_path / "a")))
+        Source(tmp_path / "a")
     assert "--lora" in caught.value.hint
+    # What is no model can still be looked at.
+    assert list(inspect(str(tmp_path / "a")))[-1].result["adapter"]["base"] == "org/base"
