@@ -11,7 +11,7 @@ import typer
 
 from . import out, screen
 from .errors import ExitCode
-from .options import Model, Talk, choices, fill, refuse, runtime
+from .options import Model, Talk, Writing, fill, refuse, runtime
 
 EPILOG = """\b
 examples:
@@ -24,16 +24,6 @@ HELP = (
     "/help /reset /undo /retry /save FILE /load FILE /system TEXT /budget N "
     '/model NAME /stats /quit; end a line with \\ to go on below, or write many between lines of """'
 )
-#: flags that override the published sampling of the mode
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
 
 
 def chat(
@@ -42,40 +32,16 @@ def chat(
         list[str] | None, typer.Argument(help="The question; - is standard input.", show_default=False)
     ] = None,
     model: Model = "Qwen/Qwen3-0.6B",
-    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    think_budget: Annotated[
-        str,
-        typer.Option(
-            help="Tokens of thinking: -1 no limit, 0 none, N; minimal, low, medium, high.",
-            autocompletion=choices("minimal", "low", "medium", "high", "-1", "0"),
-        ),
-    ] = "-1",
-    think_stop: Annotated[str, typer.Option(help="At the budget: hard, or sentence (10 % more to end it).")] = "hard",
-    think_message: Annotated[str | None, typer.Option(help="What closes a cut thought.", show_default=False)] = None,
-    force_think: Annotated[
-        bool, typer.Option("--force-think", help="Open a block whatever the template says.")
-    ] = False,
+    *,
+    writing: Writing,
     hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not show the thinking.")] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer; thinking never eats them.")] = 1024,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default by mode: 0.6 or 0.7.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Default by mode: 0.95 or 0.8.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 for all; default 20.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Least share of the best token's probability.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Divides logits of tokens seen.")] = None,
-    presence_penalty: Annotated[float | None, typer.Option(help="Subtracted once a token was generated.")] = None,
-    frequency_penalty: Annotated[float | None, typer.Option(help="Subtracted per time it was generated.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="For the same answer again.", show_default=False)] = None,
-    logprobs: Annotated[int | None, typer.Option(min=0, help="With --json: this many alternatives a token.")] = None,
     prompts: Annotated[str | None, typer.Option(help="JSON lines with prompt or messages, - for stdin.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 4,
     sweep: Annotated[str | None, typer.Option(help="Budgets, as 0,256,1024: --prompts at each of them.")] = None,
     answer_field: Annotated[str, typer.Option(help="With --sweep: the field with the right answer.")] = "answer",
     plot: Annotated[str | None, typer.Option(help="With --sweep: draw the curves into this .png.")] = None,
     continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
-    context: Annotated[int, typer.Option(min=0, help="Context in tokens, 0 for the model's; more is YaRN.")] = 0,
-    streams: Annotated[int, typer.Option(min=0, help="Parallel streams of a ParScale model; 0 for its own.")] = 0,
-    *,
     runtime: runtime("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
     shown: Talk,
 ) -> None:
@@ -87,7 +53,6 @@ def chat(
     from ..ops.base.errors import QwenchError
     from ..ops.base.paths import check_output
 
-    asked = {name: value for name, value in locals().items() if name in SAMPLING and value is not None}
     if prompts is None:
         refuse(ctx, "there is no --prompts", "batch", "sweep", "plot", "answer_field")
     else:
@@ -98,8 +63,7 @@ def chat(
         refuse(ctx, "--sweep sets the budgets", "think_budget")
     if not (shown.json or prompts):
         refuse(ctx, "only JSON has room for them", "logprobs")
-    own = {"sampling": tuple(asked.items()), "stops": tuple(stop or ()), "slots": batch if prompts else 1}
-    options = fill(op.ChatOptions, ctx.params, runtime=runtime, **own)
+    options = fill(op.ChatOptions, ctx.params, runtime=runtime, slots=batch if prompts else 1, **writing)
     if prompts is None and (sweep or plot):
         raise QwenchError(f"{'--sweep' if sweep else '--plot'} needs questions", "name them: --prompts FILE", 2)
     if prompts is not None:

@@ -23,6 +23,7 @@ from . import (
     parscale_law,
     parscale_recycle,
     rerank,
+    sample,
     search,
 )
 from .commands import Command, register
@@ -41,6 +42,7 @@ COMMANDS = (
     Command(("search",), search.search, search.EPILOG, "Find things"),
     Command(("rerank",), rerank.rerank, rerank.EPILOG, "Find things"),
     Command(("chat",), chat.chat, chat.EPILOG, "Write"),
+    Command(("sample",), sample.sample, sample.EPILOG, "Write"),
     Command(("convert",), convert.convert, convert.EPILOG, "Checkpoints"),
     Command(("merge",), merge.merge, merge.EPILOG, "Checkpoints"),
     Command(("inspect",), inspect.inspect, inspect.EPILOG, "Checkpoints"),

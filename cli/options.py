@@ -73,6 +73,61 @@ TALK = Bundle(
 #: the streams of a command, by --json, --quiet and --verbose
 Talk = Annotated[out.Out, TALK]
 
+#: flags that override the published sampling of the mode
+SAMPLING: dict[str, Any] = {
+    "temperature": Annotated[float | None, typer.Option(help="0 is greedy; default by mode: 0.6 or 0.7.")],
+    "top_p": Annotated[float | None, typer.Option(help="Default by mode: 0.95 or 0.8.")],
+    "top_k": Annotated[int | None, typer.Option(help="0 for all; default 20.")],
+    "min_p": Annotated[float | None, typer.Option(help="Least share of the best token's probability.")],
+    "repetition_penalty": Annotated[float | None, typer.Option(help="Divides logits of tokens seen.")],
+    "presence_penalty": Annotated[float | None, typer.Option(help="Subtracted once a token was generated.")],
+    "frequency_penalty": Annotated[float | None, typer.Option(help="Subtracted per time it was generated.")],
+}
+WRITING: dict[str, tuple[Any, Any]] = {
+    "system": (Annotated[str | None, typer.Option(help="The system message.")], None),
+    "think_budget": (
+        Annotated[
+            str,
+            typer.Option(
+                help="Tokens of thinking: -1 no limit, 0 none, N; minimal, low, medium, high.",
+                autocompletion=choices("minimal", "low", "medium", "high", "-1", "0"),
+            ),
+        ],
+        "-1",
+    ),
+    "think_stop": (
+        Annotated[str, typer.Option(help="At the budget: hard, or sentence (10 % more to end it).")],
+        "hard",
+    ),
+    "think_message": (
+        Annotated[str | None, typer.Option(help="What closes a cut thought.", show_default=False)],
+        None,
+    ),
+    "force_think": (
+        Annotated[bool, typer.Option("--force-think", help="Open a block whatever the template says.")],
+        False,
+    ),
+    "max_tokens": (Annotated[int, typer.Option(min=1, help="Tokens of the answer; thinking never eats them.")], 1024),
+    **{name: (annotation, None) for name, annotation in SAMPLING.items()},
+    "stop": (Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeatable.")], None),
+    "logprobs": (Annotated[int | None, typer.Option(min=0, help="In JSON: this many alternatives a token.")], None),
+    "context": (Annotated[int, typer.Option(min=0, help="Context in tokens, 0 for the model's; more is YaRN.")], 0),
+    "streams": (
+        Annotated[int, typer.Option(min=0, help="Parallel streams of a ParScale model; 0 for its own.")],
+        0,
+    ),
+}
+
+
+def _writing(stop: list[str] | None, **given: Any) -> dict[str, Any]:
+    """Fields of `ChatOptions` that are called otherwise than their flags."""
+    asked = {name: given[name] for name in SAMPLING if given[name] is not None}
+    return {"sampling": tuple(asked.items()), "stops": tuple(stop or ())}
+
+
+#: how is asked; the flags that are fields themselves are filled from click's parameters
+Writing = Annotated[dict[str, Any], Bundle(WRITING, _writing)]
+
 RUNTIME: dict[str, Any] = {
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")],
     "offline": Annotated[bool, typer.Option("--offline", help="Never ask the hub.")],

@@ -57,7 +57,7 @@ class Warned:
 class Kept:
     """What is done so far lies at `path` from here on, should the run be cut short: the same command goes on with it.
 
-    `flag` is to be added to the command where it would begin anew.
+    `flag` is to be added to the command (or `--x left out`) where it would begin anew.
     """
 
     path: str

@@ -38,17 +38,21 @@ def read_parquet(reader: RowReader, item: Found, source: Source) -> Iterator[Doc
                 return True
             yield from reader.choice(item, ".parquet", True)
             output = reader.output(item, field)
-            number = 0
-            for batch in table.iter_batches(batch_size=BATCH_ROWS):
-                values = [_values(column) for column in batch.columns]
-                for row in zip(*values, strict=True):
-                    number += 1
-                    yield from output.row(number, None, dict(zip(columns, row, strict=True)))
+            for number, row in enumerate(table_rows(table), 1):
+                yield from output.row(number, None, row)
             yield from output.end()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).strip().splitlines() or ["damaged"])[0].rstrip(".")
         yield Warned("unreadable", f"{quoted(item.path)} cannot be read as Parquet: {reason}", item.path, True)
     return True
+
+
+def table_rows(table: pq.ParquetFile) -> Iterator[dict[str, Any]]:
+    """Rows as they are, a batch at a time."""
+    for batch in table.iter_batches(batch_size=BATCH_ROWS):
+        values = [_values(column) for column in batch.columns]
+        for row in zip(*values, strict=True):
+            yield dict(zip(table.schema_arrow.names, row, strict=True))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -8,7 +8,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from ..base.events import Warned
@@ -93,39 +93,25 @@ class RowReader:
 
     def records(self, item: Found, source: Source) -> Iterator[tuple[int, Any]]:
         """See `json_lines`."""
-        with _opened(item, source) as stream:
+        with opened(item, source) as stream:
             yield from json_lines(stream, self.options.encoding)
 
     def csv(self, item: Found, source: Source, suffix: str) -> Iterator[Document | Warned]:
         field = self.options.text_field or DEFAULT_FIELD
-        declared = self.options.encoding
-
-        def blocks() -> Iterator[bytes]:
-            with _opened(item, source) as stream:
-                while block := stream.read(BLOCK):
-                    yield block
-
-        with _opened(item, source) as stream:
-            head = stream.read(4)
         try:
-            settled = settle(blocks, head, declared)
+            text, remark = table_text(item, source, self.options.encoding)
         except Undecodable as error:
             yield Warned("encoding", f"{quoted(item.path)} {error}", item.path, True)
             return True
 
-        def text() -> io.TextIOWrapper:
-            stream = _opened(item, source)
-            stream.read(settled.bom)
-            return io.TextIOWrapper(stream, encoding=settled.codec, errors=settled.errors, newline="")
-
-        delimiters = "\t" if suffix == ".tsv" else ",;\t"
-        headers = {mark: _header(text(), mark) for mark in delimiters}
+        delimiters = delimiters_of(suffix)
+        headers = {mark: header(text(), mark) for mark in delimiters}
         fitting = [mark for mark in delimiters if field in headers[mark]]
         if not fitting and self.options.text_field is None and not _is_gzip(item):
             yield from self.choice(item, suffix, False)
             return False
-        if settled.remark:
-            yield Warned("encoding", f"{quoted(item.path)} {settled.remark}", item.path)
+        if remark:
+            yield Warned("encoding", f"{quoted(item.path)} {remark}", item.path)
         if not fitting:
             yield no_field(item, field, headers[delimiters[0]])
             return True
@@ -139,7 +125,7 @@ class RowReader:
             message = f"{quoted(item.path)} has quotes that do not enclose its cells, and they are read as characters"
             yield Warned("rows", message, item.path)
         with text() as lines:
-            yield from _csv_rows(self.output(item, field), lines, fitting[0], literal)
+            yield from csv_rows(self.output(item, field), lines, fitting[0], literal)
         return True
 
 
@@ -163,11 +149,41 @@ def json_lines(stream: BinaryIO, declared: str | None = None) -> Iterator[tuple[
             yield number, _parsed(line)
 
 
+def delimiters_of(suffix: str) -> str:
+    """What may part the columns of a table, the usual one first."""
+    return "\t" if suffix == ".tsv" else ",;\t"
+
+
+def table_text(item: Found, source: Source, declared: str | None) -> tuple[Callable[[], io.TextIOWrapper], str | None]:
+    """(what opens a table of text at its start, a remark on how it is decoded)
+
+    Raises:
+        Undecodable: it is in no encoding.
+    """
+
+    def blocks() -> Iterator[bytes]:
+        with opened(item, source) as stream:
+            while block := stream.read(BLOCK):
+                yield block
+
+    with opened(item, source) as stream:
+        head = stream.read(4)
+    settled = settle(blocks, head, declared)
+
+    def text() -> io.TextIOWrapper:
+        stream = opened(item, source)
+        stream.read(settled.bom)
+        return io.TextIOWrapper(stream, encoding=settled.codec, errors=settled.errors, newline="")
+
+    return text, settled.remark
+
+
 def _is_gzip(item: Found) -> bool:
     return item.path.lower().endswith(".gz")
 
 
-def _opened(item: Found, source: Source) -> BinaryIO:
+def opened(item: Found, source: Source) -> BinaryIO:
+    """What a file holds, unpacked where its name ends in `.gz`."""
     stream = source.open()
     return gzip.GzipFile(fileobj=stream) if _is_gzip(item) else stream  # type: ignore[return-value]
 
@@ -209,7 +225,8 @@ def _is_utf8(raw: bytes) -> bool:
         return False
 
 
-def _header(lines: io.TextIOWrapper, delimiter: str) -> list[str]:
+def header(lines: io.TextIOWrapper, delimiter: str) -> list[str]:
+    """Column names of a table of text, none where it cannot be parted so."""
     csv.field_size_limit(FIELD_LIMIT)
     with lines:
         try:
@@ -218,7 +235,9 @@ def _header(lines: io.TextIOWrapper, delimiter: str) -> list[str]:
             return []
 
 
-def _csv_rows(output: RowOutput, lines: io.TextIOWrapper, delimiter: str, literal: bool) -> Stream:
+def csv_rows(output: RowOutput, lines: io.TextIOWrapper, delimiter: str, literal: bool) -> Stream:
+    """What `output` makes of every row of a table of text."""
+    csv.field_size_limit(FIELD_LIMIT)
     quoting = csv.QUOTE_NONE if literal else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     header = _distinct(next(reader))

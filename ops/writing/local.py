@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ class LocalWriter:
         context, slots, streams: see `load_causal`.
 
     Attributes:
-        loaded: what `load` has loaded: engine, tokenizer, template, ends.
+        loaded: what `load` has loaded: engine, tokenizer, template, ends; checkpoint: from where.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class LocalWriter:
         yield Started("load")
         found = self._model
         checkpoint = resolve(found, runtime.revision, runtime.offline) if isinstance(found, str) else found
+        self.checkpoint = checkpoint
         if runtime.engine != "llama.cpp":
             yield from prepared(runtime)
         asked = replace(runtime, threads=threads.value)
@@ -102,6 +104,25 @@ class LocalWriter:
         """See Writer."""
         sentence = f"the model has no thinking tags, so there is nothing to give a budget to: `{self.name}`"
         return {"budget": (sentence, "leave --think-budget out, or open a block by text with --force-think")}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See Writer."""
+        template = (self.loaded.template.source or "").encode()
+        return {
+            "model": self.name,
+            "revision": self.checkpoint.revision,
+            "template": hashlib.blake2b(template, digest_size=8).hexdigest(),
+            "engine": self.loaded.runner.value,
+            "dtype": self.loaded.dtype.value,
+            "quantize": self._runtime.quantize,
+            "context": self.context,
+            "streams": self._streams,
+        }
+
+    def shown(self, prepared: Request) -> str:
+        """See Writer."""
+        return self.loaded.tokenizer.backend.decode(prepared.ids, skip_special_tokens=False)
 
     def prepare(self, ask: Ask) -> Request:
         """See Writer: messages as ids, with the limits that apply.

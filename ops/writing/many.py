@@ -148,17 +148,18 @@ def _prepared(chat: Chat, objects: Rows) -> list[Prepared]:
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Messages of a row with `prompt` or `messages`, their contents as text.
+    """Messages of a row with `messages`, `prompt` or `question`, their contents as text.
 
     Raises:
-        QwenchError: it has neither, or a message without role or text.
+        QwenchError: it has none of them, or a message without role or text.
     """
     hint = 'give {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]} on every line'
     given = row.get("messages")
     if given is None:
-        if not isinstance(row.get("prompt"), str):
+        text = next((row[name] for name in ("prompt", "question") if isinstance(row.get(name), str)), None)
+        if text is None:
             raise QwenchError("there is neither a prompt nor messages", hint)
-        return [{"role": "user", "content": row["prompt"]}]
+        return [{"role": "user", "content": text}]
     if not isinstance(given, list) or not given or not all(isinstance(m, dict) for m in given):
         raise QwenchError("`messages` is no list of messages", hint)
     for message in given:

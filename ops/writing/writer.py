@@ -234,6 +234,11 @@ class Writer(Protocol):
     @property
     def why(self) -> Mapping[str, tuple[str, str | None]]: ...
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """All that decides what is written beside the ask, JSON-able: name of the model, its revision, its template."""
+        ...
+
     def load(self) -> Events:
         """Make ready to write, with the choices made; yields Chose and Warned.
 
@@ -248,6 +253,10 @@ class Writer(Protocol):
         Raises:
             QwenchError: it needs what the writer cannot, or does not fit.
         """
+        ...
+
+    def shown(self, prepared: Prepared) -> str:
+        """The prompt in full, as the model is given it."""
         ...
 
     def run(self, asks: Iterable[Ask | Prepared | Wait]) -> Iterator[Piece | Turn]:
