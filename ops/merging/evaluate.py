@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
 from ..base.paths import local
+from ..base.runtime import Runtime
 from ..text.rows import Malformed, json_lines
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _texts(value: Any) -> list[str] | None:
 def _retrieval(checkpoint: Checkpoint, pairs: Pairs, threads: int) -> dict[str, float]:
     from ..scoring.embedder import Embedder, EmbedSettings
 
-    model = Embedder(checkpoint, EmbedSettings(dtype="float32", threads=threads))
+    model = Embedder(checkpoint, EmbedSettings(runtime=Runtime(dtype="float32", threads=threads)))
     limit = model.max_tokens - model.tokenizer.specials
     vectors = []
     for role, texts in (("query", pairs.queries), ("document", pairs.passages)):
