@@ -43,7 +43,7 @@ def json_value(data: bytes | str) -> Any:
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
-        found = json.loads(text, object_pairs_hook=_single)
+        found = json.loads(text, object_pairs_hook=single)
         if _SURROGATE.search(text):
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -124,7 +124,8 @@ def decoded(data: bytes, file: str, hint: str | None = AGAIN) -> str:
         raise QwenchError(f"cannot be read as text (byte {error.start} is not UTF-8): `{file}`", hint) from None
 
 
-def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`; ValueError where a key is there twice with two values."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from ..base.events import Warned
+from ..base.parse import single
 from .decode import Undecodable, looks_binary, parts_at_line_feeds, settle, stated
 from .inputs import Found, ReadOptions, quoted
 from .quotes import literal_quotes
@@ -190,7 +191,8 @@ def opened(item: Found, source: Source) -> BinaryIO:
 
 def _parsed(line: str) -> Any:
     try:
-        return json.loads(line.strip(), parse_constant=lambda _: None)  # NaN and infinities are no JSON, and no numbers
+        # NaN and infinities are no JSON, and no numbers; of two values for one key none is the right one.
+        return json.loads(line.strip(), parse_constant=lambda _: None, object_pairs_hook=single)
     except RecursionError:
         return Malformed("is nested too deeply")
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from collections.abc import Callable
@@ -136,13 +137,17 @@ def test_a_damaged_config_file_is_one_sentence(qwench: Callable[..., Any], tmp_p
 
 @pytest.mark.parametrize("line", ["[" * 50_000, '{"a":' * 50_000, "3", "[1]", '{"a": 1, "a": 2}', "9" * 5000])
 def test_lines_of_requests_queries_and_points_end_in_one_sentence(line: str, tmp_path: Path) -> None:
-    from qwench.ops.chat import _objects
     from qwench.ops.streams.points import read_points
     from qwench.ops.text.candidates import read_queries
+    from qwench.ops.text.rows import json_lines
+    from qwench.ops.writing.many import _objects
 
     file = tmp_path / "a.jsonl"
     file.write_text(line + "\n")
-    reads: list[Callable[[], object]] = [lambda: _objects([(1, line)]), lambda: read_points(file)]
+    reads: list[Callable[[], object]] = [
+        lambda: _objects(list(json_lines(io.BytesIO(line.encode())))),
+        lambda: read_points(file),
+    ]
     # Other lines of a file of queries are texts.
     reads += [lambda: read_queries(str(file))] if line.startswith("{") else []
     for read in reads:
