@@ -11,7 +11,7 @@ import typer
 
 from . import out, screen
 from .errors import ExitCode
-from .options import Model, Talk, Writing, fill, refuse, runtime
+from .options import Model, Talk, Writing, fill, refuse, runtime, served
 
 EPILOG = """\b
 examples:
@@ -42,7 +42,10 @@ def chat(
     answer_field: Annotated[str, typer.Option(help="With --sweep: the field with the right answer.")] = "answer",
     plot: Annotated[str | None, typer.Option(help="With --sweep: draw the curves into this .png.")] = None,
     continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
-    runtime: runtime("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
+    runtime: runtime(
+        *("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
+        *("api", "tokenizer", "api_key_env", "concurrency"),
+    ),
     shown: Talk,
 ) -> None:
     """Talk to a model, with a budget for its thinking.
@@ -63,7 +66,8 @@ def chat(
         refuse(ctx, "--sweep sets the budgets", "think_budget")
     if not (shown.json or prompts):
         refuse(ctx, "only JSON has room for them", "logprobs")
-    options = fill(op.ChatOptions, ctx.params, runtime=runtime, slots=batch if prompts else 1, **writing)
+    own = {"slots": batch if prompts else 1, "model": served(ctx, runtime, model)}
+    options = fill(op.ChatOptions, ctx.params, runtime=runtime, **own, **writing)
     if prompts is None and (sweep or plot):
         raise QwenchError(f"{'--sweep' if sweep else '--plot'} needs questions", "name them: --prompts FILE", 2)
     if prompts is not None:
@@ -288,7 +292,8 @@ def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str =
     elif name == "/model" and rest:
         streams.run(session.switch(rest.strip()))
     elif name == "/model":
-        streams.talk(session.options.model)
+        for one in session.writer.models:
+            streams.talk(one + (" (this one)" if one == session.writer.name else ""))
     elif name == "/stats":
         for turn in session.turns:
             streams.talk(_footer(turn))

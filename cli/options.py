@@ -131,7 +131,15 @@ Writing = Annotated[dict[str, Any], Bundle(WRITING, _writing)]
 RUNTIME: dict[str, Any] = {
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")],
     "offline": Annotated[bool, typer.Option("--offline", help="Never ask the hub.")],
-    "engine": _one_of("torch, llama.cpp (for .gguf files), or auto.", "auto", "torch", "llama.cpp"),
+    "engine": _one_of(
+        "auto, torch, llama.cpp (for .gguf files), or a server: http://HOST:PORT/v1.", "auto", "torch", "llama.cpp"
+    ),
+    "api": _one_of("Of a server: completions (our template, budgets) or chat (its own).", "completions", "chat"),
+    "tokenizer": Annotated[
+        str | None, typer.Option(help="Of a server's model: folder, .gguf or hub id.", autocompletion=complete_model)
+    ],
+    "api_key_env": Annotated[str, typer.Option(help="The variable that holds a server's key.")],
+    "concurrency": Annotated[int, typer.Option(min=1, help="Requests to a server at a time.")],
     "device": _one_of("auto, cpu, cuda, cuda:N or mps.", "auto", "cpu", "cuda", "mps"),
     "dtype": _one_of(
         "auto, float32, bfloat16 or float16; auto looks at weights and hardware.",
@@ -221,3 +229,21 @@ def refuse(ctx: typer.Context, why: str, *names: str) -> None:
     """
     if found := given_flags(ctx, *names):
         raise QwenchError(f"{why}, so {' and '.join(found)} would do nothing", "leave it out", code=2)
+
+
+#: flags that only a model on this machine has a use for, and those that only a server has
+LOCAL = ("revision", "offline", "device", "dtype", "quantize", "kernels", "threads", "context", "streams", "batch")
+SERVER = ("api", "tokenizer", "api_key_env", "concurrency")
+
+
+def served(ctx: typer.Context, runtime: Runtime, model: str) -> str:
+    """The model's name for a command that may ask a server: "" where the server is to say.
+
+    Raises:
+        QwenchError: a flag that the engine has no use for.
+    """
+    there = {p.name for p in ctx.command.params}
+    why = "the engine is a server" if runtime.server else "--engine is no server"
+    refuse(ctx, why, *(n for n in (LOCAL if runtime.server else SERVER) if n in there))
+    default = str(ctx.get_parameter_source("model")).endswith("DEFAULT")
+    return "" if runtime.server and default else model

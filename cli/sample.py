@@ -7,7 +7,7 @@ import typer
 
 from . import out as out_
 from .errors import ExitCode
-from .options import DryRun, KeepGoing, Model, Talk, Writing, fill, refuse, runtime
+from .options import DryRun, KeepGoing, Model, Talk, Writing, fill, refuse, runtime, served
 
 EPILOG = """\b
 examples:
@@ -38,7 +38,10 @@ def sample(
     dry_run: DryRun = False,
     keep_going: KeepGoing = False,
     force: Annotated[bool, typer.Option("--force", help="Begin anew over what is there.")] = False,
-    runtime: runtime("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
+    runtime: runtime(
+        *("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
+        *("api", "tokenizer", "api_key_env", "concurrency"),
+    ),
     shown: Talk,
 ) -> None:
     """Draw samples of many prompts.
@@ -49,7 +52,8 @@ def sample(
 
     if out == "-":
         refuse(ctx, "standard output is no file to write over", "force")
-    options = fill(op.SampleOptions, ctx.params, runtime=runtime, rows=prompts, slots=batch, **writing)
+    own = {"rows": prompts, "slots": batch, "model": served(ctx, runtime, model)}
+    options = fill(op.SampleOptions, ctx.params, runtime=runtime, **own, **writing)
     show = shown.document if out == "-" else None
     result = shown.run(op.sample(options, sys.stdin.buffer), show)
     if dry_run:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from ..base.errors import QwenchError
 from ..base.runtime import Runtime
 from ..models.hub import Checkpoint
 from .local import LocalWriter
+from .remote import RemoteWriter
 from .writer import Writer
-
-
-def is_server(engine: str) -> bool:
-    """`--engine` names a server by its address."""
-    return engine.startswith(("http://", "https://"))
 
 
 def writer_of(
@@ -20,11 +15,12 @@ def writer_of(
     """The writer that `--engine` asks for, nothing loaded yet.
 
     Args:
-        context, slots, streams: see `load_causal`.
+        model: of a server the served name, "" for the only one.
+        context, slots, streams: see `load_causal`. With one slot a server's answer comes in pieces.
 
     Raises:
         QwenchError: an address that cannot be asked.
     """
-    if is_server(runtime.engine):
-        raise QwenchError(f"servers cannot be asked yet: `{runtime.engine}`", "use --engine torch or llama.cpp", code=2)
+    if runtime.server:
+        return RemoteWriter(model if isinstance(model, str) else model.name, runtime, live=slots == 1)
     return LocalWriter(model, runtime, context=context, slots=slots, streams=streams)

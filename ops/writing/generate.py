@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..base.errors import QwenchError
 from ..models.nets.causal import Engine
 from ..models.tokenizer import TextTokenizer
 from .sequence import Request, Row
 from .thinking import Think
-from .writer import Piece, Turn, Wait
+from .writer import Piece, Turn, Wait, stuck
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,10 +103,7 @@ class Generator:
                 intake.waits &= not isinstance(item, Turn)
             if not self._rows:
                 if intake.waits and not self.stopping:
-                    raise QwenchError(
-                        "the source of prompts waits for an answer, and none is being written",
-                        "each prompt must wait for one that was asked before it",
-                    )
+                    raise stuck()
                 return
             for item in self._pass():
                 yield item

@@ -17,9 +17,10 @@ from ..models.hub import Checkpoint, resolve
 from .generate import Generator
 from .likelihood import of_continuations, of_text
 from .load import load_causal
+from .prompt import ends_open, left_open, rendered
 from .sampling import PLAIN, THINKING
 from .sequence import Request
-from .thinking import NON_THINKING, Think
+from .thinking import Think
 from .writer import Ask, Piece, Scored, Text, Turn, Wait, refuse
 
 
@@ -124,6 +125,11 @@ class LocalWriter:
         """See Writer."""
         return self.loaded.tokenizer.backend.decode(prepared.ids, skip_special_tokens=False)
 
+    @property
+    def models(self) -> list[str]:
+        """See Writer."""
+        return [self.name]
+
     def prepare(self, ask: Ask) -> Request:
         """See Writer: messages as ids, with the limits that apply.
 
@@ -168,35 +174,17 @@ class LocalWriter:
         given = ask.prefix if isinstance(ask.prefix, str) else ""
         said = given or tokenizer.backend.decode(list(ask.prefix), skip_special_tokens=False) if ask.prefix else ""
         if ask.messages is not None:
-            text, opened = self._rendered(ask, thinks, said)
+            text, opened = rendered(self.loaded.template, self.think.tagged, ask, thinks, said)
         else:
             tail = text if ask.ids is None else tokenizer.backend.decode(list(ask.ids)[-8:], skip_special_tokens=False)
-            # Tags further up may be a user's; a template that opens a thought ends with it.
-            opened = tail.rstrip().endswith("<think>")
+            opened = ends_open(tail)
         ids = list(ask.ids) if ask.ids is not None else []
         if ask.messages is not None and self.loaded.template.source is None:
             # Nothing but the tokenizer says how such a model's texts begin.
             ids += tokenizer.before
         if text + given:
             ids += tokenizer.ids([text + given])[0]
-        return ids + ([] if given else [int(i) for i in ask.prefix]), _opened("<think>" * opened + said)
-
-    def _rendered(self, ask: Ask, thinks: bool, said: str) -> tuple[str, bool]:
-        """Messages by the template, and whether it leaves a thought open; `said` comes right after."""
-        tagged, own = self.think.tagged, "<think>" in said
-        # A prefix with a thought of its own comes after no empty one.
-        thinking = (thinks or own) if tagged else None
-        text, opening = self.loaded.template.render(list(ask.messages or ()), thinking=thinking)
-        opened = _opened(opening)
-        if ask.budget == 0 and tagged and "</think>" not in opening and not own:
-            text = text.removesuffix("<think>\n") + NON_THINKING if opened else text + NON_THINKING
-            opened = False
-        if opened and said.lstrip().startswith("<think>"):
-            # The prefix brings the tag that the template would open the answer with.
-            text, opened = text[: text.rindex("<think>")], False
-        if ask.force_think and thinks and not opened and not said:
-            text, opened = text + "<think>\n", True
-        return text, opened
+        return ids + ([] if given else [int(i) for i in ask.prefix]), left_open("<think>" * opened + said)
 
     def run(self, asks: Iterable[Ask | Request | Wait]) -> Iterator[Piece | Turn]:
         """See Writer."""
@@ -235,8 +223,3 @@ class LocalWriter:
         self.generator.forget()
         found = of_continuations(self.loaded.engine, prompt, ends)
         return [Scored(n, ids, values) for n, (ids, values) in enumerate(zip(ends, found, strict=True))]
-
-
-def _opened(text: str) -> bool:
-    """Whether the last tag of a text opens a thought."""
-    return text.rfind("<think>") > text.rfind("</think>")

@@ -95,9 +95,9 @@ def sweep(
     if plot:
         from ..base.plots import budget_curve
 
-        budget_curve(points, options.model, plot)
+        budget_curve(points, chat.options.model, plot)
     drawn = {"plot": str(plot)} if plot else {}
-    yield Finished({"schema": 1, "model": options.model, "seed": chat.seed, "points": points} | drawn)
+    yield Finished({"schema": 1, "model": chat.options.model, "seed": chat.seed, "points": points} | drawn)
 
 
 def _point(budget: int, turns: list[dict[str, Any]], wanted: list[Any], seconds: float) -> dict[str, Any]:
@@ -194,13 +194,19 @@ def _unheard(objects: Rows) -> Iterator[Warned]:
 
 
 def _in_order(chat: Chat, prepared: list[Prepared]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, what `Chat.turn` tells), in the order of the asks."""
+    """(number, what `Chat.turn` tells), in the order of the asks.
+
+    Raises:
+        QwenchError: one that has no answer, which is no wrong one.
+    """
     done: dict[int, dict[str, Any]] = {}
     shown = 0
     # Long prompts first: the short ones fill the gaps at the end.
     for item in chat.writer.run(sorted(prepared, key=lambda p: -(p.prompt_tokens or 0))):
         if not isinstance(item, Turn):
             continue
+        if item.error:
+            raise item.error
         done[item.key] = chat.report(item)
         while shown in done:
             yield shown, done.pop(shown)

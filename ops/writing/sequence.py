@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.tokenizer import TextTokenizer
 from .sampling import PLAIN, Sampler, Sampling
-from .thinking import Stream, Think
+from .thinking import SENTENCE, Stream, Think
 from .writer import Turn, seed_of
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Row:
         if self.limited_by != "budget" or not self.limit or self.turn.thinking_tokens >= self.limit + self.grace:
             return True
         tail = self.thoughts.text.rstrip(" ")
-        return not tail or tail.endswith(("\n", ".", "!", "?", "。", "！", "？"))
+        return not tail or tail.endswith(SENTENCE)
 
     def _forced(self, message: list[int], by: str) -> tuple[list[int], list[tuple[str, str]]]:
         turn = self.turn

@@ -84,6 +84,8 @@ class Chat:
         o = self.options
         self.writer: Writer = writer_of(o.model, o.runtime, context=o.context, slots=o.slots, streams=o.streams)
         yield from self.writer.load()
+        # A server that serves one model need not be told its name.
+        self.options = replace(o, model=self.writer.name)
         refuse(self.writer, self.ask(None, [], 0).needs())
 
     def switch(self, model: str) -> Events:
@@ -133,7 +135,7 @@ class Chat:
         """Ask; yields Produced pieces (kind thinking or answer, text), then Finished with the turn.
 
         Raises:
-            QwenchError: the prompt does not fit the context.
+            QwenchError: the prompt does not fit the context; a server does not answer.
         """
         self.messages.append({"role": "user", "content": prompt})
         try:
@@ -145,6 +147,9 @@ class Chat:
             yield Warned("context", f"the context has room for an answer of {prepared.max_tokens} tokens only")
         for item in self.writer.run([prepared]):
             if isinstance(item, Turn):
+                if item.error:
+                    self.messages.pop()
+                    raise item.error
                 self.messages.append({"role": "assistant", "content": item.answer})
                 self.turns.append(self.report(item))
                 yield Finished(self.turns[-1])
@@ -172,11 +177,13 @@ class Chat:
         """A turn as JSON-able data with stable keys."""
         names = ("thinking", "answer", "closed_by", "finish", "prompt_tokens", "cached_tokens", "thinking_tokens")
         found = {name: getattr(turn, name) for name in (*names, "answer_tokens", "inserted_tokens")}
-        found["generated_tokens"] = len(turn.generated)
+        # A server tells no ids.
+        count = len(turn.generated) or turn.thinking_tokens + turn.answer_tokens
+        found["generated_tokens"] = count
         found["budget"] = turn.budget
         found["seconds"], found["first_token_seconds"] = round(turn.seconds, 4), round(turn.first_seconds, 4)
         later = turn.seconds - turn.first_seconds
-        found["tokens_per_second"] = round((len(turn.generated) - 1) / later, 2) if later > 0 else None
+        found["tokens_per_second"] = round((count - 1) / later, 2) if later > 0 and count else None
         found["seed"] = turn.seed
         found["sampling"] = asdict(turn.sampling) if turn.sampling else {}
         if self.options.logprobs is not None:

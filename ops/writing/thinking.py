@@ -12,10 +12,16 @@ THINK_STOP = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
     "</think>\n\n"
 )
+#: what closes a thought that a model has left by ending its turn
+END = "\n</think>\n\n"
 NON_THINKING = "<think>\n\n</think>\n\n"
 #: effort -> tokens
 EFFORTS = {"minimal": 512, "low": 1024, "medium": 8192, "high": 24576}
 STOPS = ("hard", "sentence")
+
+
+#: how a sentence ends
+SENTENCE = ("\n", ".", "!", "?", "。", "！", "？")
 
 
 def budget_of(text: str) -> int:
@@ -37,6 +43,11 @@ def budget_of(text: str) -> int:
     return number
 
 
+def closing(message: str | None = None) -> str:
+    """What ends a thought by force; `message` replaces the words of THINK_STOP, and "" cuts without a word."""
+    return THINK_STOP if message is None else f"\n\n{message}{END}" if message else END
+
+
 @dataclass(frozen=True, slots=True)
 class Think:
     """How a model's thinking begins and ends.
@@ -54,9 +65,8 @@ class Think:
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer, message: str | None = None) -> Think:
-        """Ids from the tokenizer; `message` replaces the words of THINK_STOP, and "" cuts without a word."""
-        text = THINK_STOP if message is None else f"\n\n{message}\n</think>\n\n" if message else "\n</think>\n\n"
-        said, end = tokenizer.ids([text, "\n</think>\n\n"])
+        """Ids from the tokenizer; `message` as in `closing`."""
+        said, end = tokenizer.ids([closing(message), END])
         return cls(tokenizer.token_id("<think>"), tokenizer.token_id("</think>"), said, end)
 
     @property
@@ -65,28 +75,66 @@ class Think:
         return self.open is not None and self.close is not None
 
 
-class Stream:
-    """Ids become text, piece by piece: whole characters only, and nothing that may be the start of a stop string.
+class Words:
+    """A text as it comes, and nothing of it that may be the start of a stop string.
 
     Args:
         stops: strings that end the text, not part of it.
         strip: leave out white space at the beginning.
+
+    Attributes:
+        text: what has been shown; stopped: the string that has ended it.
+    """
+
+    def __init__(self, stops: tuple[str, ...] = (), strip: bool = True) -> None:
+        self._stops, self._strip = stops, strip
+        self._held = ""
+        self.text = ""
+        self.stopped: str | None = None
+
+    def show(self, text: str) -> str:
+        """What can be shown now."""
+        self._held += text
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            at, self.stopped = min(found)
+            text, self._held = self._held[:at], ""
+            return self.say(text)
+        keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
+        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return self.say(text)
+
+    def say(self, text: str) -> str:
+        """Text that no stop string ends."""
+        if self._strip and not self.text:
+            text = text.lstrip()
+        self.text += text
+        return text
+
+    def rest(self) -> str:
+        """What was held back, at the end."""
+        held, self._held = self._held, ""
+        return self.say(held)
+
+
+class Stream(Words):
+    """Ids become text, piece by piece: whole characters only, and nothing that may be the start of a stop string.
+
+    Args:
+        stops, strip: see Words.
         after: ids that the text goes on from; a character that they leave open is told whole.
     """
 
     def __init__(
         self, tokenizer: TextTokenizer, stops: tuple[str, ...] = (), strip: bool = True, after: list[int] | None = None
     ) -> None:
+        super().__init__(stops, strip)
         self._decode = tokenizer.backend.decode
-        self._stops, self._strip = stops, strip
         self._ids: list[int] = list(after or ())
         self._given = self._to = len(self._ids)
         self._from = 0
         while self._to and self._decode(self._ids[: self._to]).endswith("�"):
             self._to -= 1
-        self._held = ""
-        self.text = ""
-        self.stopped: str | None = None
 
     @property
     def partial(self) -> bool:
@@ -106,33 +154,13 @@ class Stream:
             return ""
         # Some tokenizers decode a token differently at the start, so one token of context stays in front.
         self._from, self._to = self._to, len(self._ids)
-        return self._show(now[len(before) :])
-
-    def say(self, text: str) -> str:
-        """Text that no stop string ends."""
-        return self._out(text)
-
-    def _show(self, text: str) -> str:
-        self._held += text
-        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            at, self.stopped = min(found)
-            text, self._held = self._held[:at], ""
-            return self._out(text)
-        keep = max((n for s in self._stops for n in range(1, len(s)) if self._held.endswith(s[:n])), default=0)
-        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return self._out(text)
-
-    def _out(self, text: str) -> str:
-        if self._strip and not self.text:
-            text = text.lstrip()
-        self.text += text
-        return text
+        return self.show(now[len(before) :])
 
     def flush(self) -> str:
         """What was held back, at the end."""
         rest = ""
         if len(self._ids) > self._given:
             rest = self._decode(self._ids[self._from :])[len(self._decode(self._ids[self._from : self._to])) :]
-        held, self._held, self._from, self._to = self._held, "", self._to, len(self._ids)
-        return self._out(held + rest)
+        self._from, self._to = self._to, len(self._ids)
+        self._held += rest
+        return self.rest()

@@ -221,6 +221,7 @@ class Writer(Protocol):
         context: tokens that a prompt and its answer may have together.
         can: names of ABILITIES; an ask for any other is refused.
         why: ability -> a sentence and a next step, where there is more to say of a refusal.
+        models: names that there is a choice of, its own among them.
     """
 
     name: str
@@ -238,6 +239,9 @@ class Writer(Protocol):
     def about(self) -> Mapping[str, Any]:
         """All that decides what is written beside the ask, JSON-able: name of the model, its revision, its template."""
         ...
+
+    @property
+    def models(self) -> Sequence[str]: ...
 
     def load(self) -> Events:
         """Make ready to write, with the choices made; yields Chose and Warned.
@@ -301,6 +305,14 @@ def refuse(writer: Writer, needs: Iterable[str]) -> None:
     for name in needs:
         if name not in writer.can:
             raise QwenchError(*writer.why.get(name, (f"`{writer.name}` cannot {ABILITIES[name]}", None)))
+
+
+def stuck() -> QwenchError:
+    """What becomes of a source of asks that waits while nothing is being written."""
+    return QwenchError(
+        "the source of prompts waits for an answer, and none is being written",
+        "each prompt must wait for one that was asked before it",
+    )
 
 
 def seed_of(seed: int, sample: int) -> int:

@@ -81,7 +81,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Bytes:
 def test_the_earliest_stop_ends_the_text(tokenizer: Bytes, stops: tuple[str, ...]) -> None:
     """Whatever their order, and however many characters come at once."""
     stream = Stream(tokenizer, stops)
-    stream._show("aabxyz")
+    stream.show("aabxyz")
     assert stream.text == ("a" if "abx" in stops else "aa")
     assert stream.stopped in stops
 
