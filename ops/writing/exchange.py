@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..base.errors import QwenchError
 from .asking import Asked, Asking
-from .http import Client, Failed, Stopped
+from .http import Client, Failed, Refused, Stopped
 from .probe import PATHS
 from .reply import Part, parts_of, usage_of
 from .spoken import Spoken
@@ -136,11 +135,9 @@ class Exchange:
             return part.finish
         try:
             return (yield from self._streamed(row, body, take))
-        except Failed:
-            raise
-        except QwenchError:
+        except Refused as error:
             # A server may not know how to count a stream.
-            if not self._counts:
+            if not (self._counts and error.fields):
                 raise
             self._counts = False
             return (yield from self._streamed(row, body, take))

@@ -51,6 +51,19 @@ class Failed(QwenchError):
     """A request without an answer after all tries: one row's trouble, to be asked again."""
 
 
+class Refused(QwenchError):
+    """The server does not take the request."""
+
+    def __init__(self, status: int, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+    @property
+    def fields(self) -> bool:
+        """For what it says, not for who asks or where."""
+        return self.status in (400, 422)
+
+
 class Stopped(Exception):
     """`Client.stop` has ended the request."""
 
@@ -124,7 +137,7 @@ class Client:
             tries: at most, 0 for the usual number.
 
         Raises:
-            QwenchError: the server refuses the request, with its sentence.
+            Refused: with the server's sentence.
             Failed: no answer after all tries.
             Stopped: see `stop`.
         """
@@ -148,7 +161,10 @@ class Client:
             content = self._bytes(response, time.monotonic() + self.patience.total)
             if "json" in response.headers.get("content-type", ""):
                 # The server knows no streams, and has told all at once.
-                yield json_value(b"".join(content))
+                found = json_value(b"".join(content))
+                if not isinstance(found, dict):
+                    raise ValueError("it is no object")
+                yield found
             else:
                 yield from objects(content)
         except (_Again, ValueError) as error:
@@ -266,7 +282,7 @@ class Client:
             hint = "put its key into the variable that --api-key-env names"
         elif status in (404, 405):
             hint = f"it has no {path} or no such model: --engine ends with /v1 for most servers; see --api and --model"
-        raise QwenchError(f"the server refuses {path} with {status}: {said or 'no reason given'}", hint)
+        raise Refused(status, f"the server refuses {path} with {status}: {said or 'no reason given'}", hint)
 
     def _bytes(self, response: Response, end: float, most: int | None = None) -> Iterator[bytes]:
         """The body as it comes.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ..base.errors import QwenchError
 from ..base.events import Chose, Event, Warned
 from ..models.texts import Texts
-from .http import Client, Failed
+from .http import Client, Failed, Refused
 from .reply import Part, parts_of, usage_of
 
 T = TypeVar("T")
@@ -28,6 +28,8 @@ MORE = {
 CONTEXTS = ("max_model_len", "context_length", "max_context_length", "context_window", "n_ctx")
 ROLES = ("<|im_start|>", "<|start_header_id|>", "<|assistant|>", "[INST]", "### Assistant", "assistant\n", "Assistant:")
 PLAINER = "the server takes no top_k and min_p: answers are drawn by temperature and top_p alone"
+#: tokens enough to say the beginning once more
+MOST = 24
 SHORT, PREFIX, LONG = "0,", "1, 2, 3, 4, 5,", "Once upon a"
 
 
@@ -76,7 +78,9 @@ def served(client: Client, asked: str) -> Steps[Served]:
     """
     reply = client.get("/models")
     listed = reply.get("data") if isinstance(reply, dict) else None
-    entries = [e for e in listed or [] if isinstance(e, dict) and isinstance(e.get("id"), str)]
+    entries = [
+        e for e in (listed if isinstance(listed, list) else []) if isinstance(e, dict) and isinstance(e.get("id"), str)
+    ]
     names = tuple(e["id"] for e in entries)
     told = ", ".join(f"`{n}`" for n in names[:20])
     if not asked and len(names) != 1:
@@ -92,15 +96,17 @@ def served(client: Client, asked: str) -> Steps[Served]:
         path, keys = MORE[owner]
         with suppress(QwenchError):
             more = client.get(path)
+            more = more if isinstance(more, dict) else {}
             version = next((str(more[k]) for k in keys if k in more), "")
-            context = context or _context(more.get("default_generation_settings") or {})
+            context = context or _context(more.get("default_generation_settings"))
     yield Chose("engine", client.address, " ".join(filter(None, (owner or "a server", version))))
     yield Chose("model", name, "asked for" if asked else "the only one that is served")
     return Served(name, names or (name,), owner, context, version)
 
 
-def _context(entry: dict[str, Any]) -> int:
-    return next((entry[k] for k in CONTEXTS if isinstance(entry.get(k), int) and entry[k] > 0), 0)
+def _context(entry: Any) -> int:
+    found = entry if isinstance(entry, dict) else {}
+    return next((found[k] for k in CONTEXTS if isinstance(found.get(k), int) and found[k] > 0), 0)
 
 
 class Probe:
@@ -133,7 +139,7 @@ class Probe:
         found.logprobs = bool(self._able(lambda: self._ask(LONG, 1, **asked)[0].logprobs))
         yield Chose("logprobs", "present" if found.logprobs else "absent", "asked for with one token")
         body = {"model": self.model, "prompt": SHORT, "content": SHORT}
-        found.tokenize = bool(self._able(lambda: self.client.post("../tokenize", body, lambda v: v["tokens"], 2)))
+        found.tokenize = bool(self._able(lambda: self.client.post("../tokenize", body, lambda v: "tokens" in v, 2)))
         yield Chose("tokenize", "present" if found.tokenize else "absent", "asked for")
         return found
 
@@ -144,18 +150,16 @@ class Probe:
         """
         try:
             short = self._counted(SHORT, 1, **EXTRAS)
-        except Failed:
-            raise
-        except QwenchError as error:
-            if "/completions with 404" in error.message:
-                raise QwenchError(f"{error.message}", "use --api chat, where the server has that") from error
+        except Refused as error:
+            if error.status in (404, 405):
+                raise QwenchError(error.message, "use --api chat, where the server has that alone") from error
+            if not error.fields:
+                raise
             self.found.extras = False
             short = self._counted(SHORT, 1)
-            yield Warned(
-                "sampling", "the server takes no top_k and min_p: temperature and top_p alone draw the answers"
-            )
+            yield Warned("sampling", PLAINER)
         short = yield from self._unwrapped(short)
-        long = self._counted(SHORT + PREFIX, 8)
+        long = self._counted(SHORT + PREFIX, MOST)
         text = long[1].lstrip()
         count = _difference(short[0], long[0])
         wanted = self._count(SHORT + PREFIX) - self._count(SHORT) if self.texts else None
@@ -199,22 +203,21 @@ class Probe:
 
     def _messages(self) -> Steps[None]:
         """Whether the beginning of an answer is gone on from; not all servers know how."""
-        self._able(lambda: self._ask(SHORT, 1, **EXTRAS)) or self._without_extras()
-        if not self.found.extras:
-            yield Warned(
-                "sampling", "the server takes no top_k and min_p: temperature and top_p alone draw the answers"
-            )
+        try:
+            self._ask(SHORT, 1, **EXTRAS)
+        except Refused as error:
+            if not error.fields:
+                raise
+            self.found.extras = False
+            self._ask(SHORT, 1)
+            yield Warned("sampling", PLAINER)
         messages = [{"role": "user", "content": "Count from 1 to 9."}, {"role": "assistant", "content": PREFIX}]
         body = {"continue_final_message": True, "add_generation_prompt": False, "messages": messages}
-        part = self._able(lambda: self._ask(SHORT, 8, **body)[0])
+        part = self._able(lambda: self._ask(SHORT, MOST, **body)[0])
         text = part.text.lstrip() if part else PREFIX
         self.found.prefix = not (text.startswith(PREFIX) or text.startswith(ROLES))
         yield Chose("api", "chat", "asked for: the server's own template")
         yield Chose("prefix", "gone on from" if self.found.prefix else "not gone on from", "an assistant's beginning")
-
-    def _without_extras(self) -> None:
-        self.found.extras = False
-        self._ask(SHORT, 1)
 
     def _choices(self) -> bool:
         """Two choices for `n: 2`, and not the same one twice."""
@@ -222,11 +225,15 @@ class Probe:
         return len(parts) == 2 and parts[0].text != parts[1].text
 
     def _able(self, ask: Any) -> Any:
-        """What it gives, None where the server refuses or cannot."""
+        """What it gives, None where the server knows no such thing."""
         self._tries = 2
         try:
             return ask()
-        except QwenchError:
+        except Failed:
+            return None
+        except Refused as error:
+            if error.status in (401, 403):
+                raise
             return None
         finally:
             self._tries = 0
@@ -250,7 +257,8 @@ class Probe:
         """(tokens of the prompt as the server counts them, the reply)."""
 
         def read(value: Any) -> tuple[int | None, str]:
-            return usage_of(value).prompt, parts_of(value)[0].text
+            text = parts_of(value)[0].text
+            return usage_of(value).prompt, text
 
         return self.client.post(PATHS[self.api], self._body(prompt, most, fields), read, self._tries)
 
