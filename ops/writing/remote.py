@@ -6,6 +6,7 @@ technical report, section 4.3; documentation of Qwen3).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,9 +36,6 @@ class RemoteWriter:
         runtime: its engine is the address; api, tokenizer, api_key_env and concurrency are heeded.
         live: pieces come while the server writes; else an answer comes whole.
         patience: how long is waited.
-
-    Attributes:
-        record: the server, its model and what the probe found, for who keeps what made an answer.
     """
 
     def __init__(self, model: str, runtime: Runtime, *, live: bool = True, patience: Patience | None = None) -> None:
@@ -77,11 +75,31 @@ class RemoteWriter:
         self._exchange = Exchange(self._client, self._asking, self._live)
 
     @property
-    def record(self) -> dict[str, Any]:
-        """JSON-able; nothing in it is secret."""
-        texts, told = self._asking.texts, asdict(self._served)
-        known = {"engine": self._client.address, "api": self._runtime.api, "model": told.pop("name")}
-        return known | told | {"tokenizer": texts and texts.name, "probe": asdict(self._asking.found)}
+    def about(self) -> dict[str, Any]:
+        """All that decides what is written beside the ask, JSON-able: the model, who serves it, what the probe found.
+
+        The address is none of it: a server may move.
+        """
+        served, texts = self._served, self._asking.texts
+        template = hashlib.blake2b(((texts and texts.template.source) or "").encode(), digest_size=8).hexdigest()
+        return {
+            "model": self.name,
+            "server": served.owner,
+            "version": served.version,
+            "api": self._runtime.api,
+            "context": self.context,
+            "tokenizer": texts and texts.name,
+            "template": template,
+            "probe": asdict(self._asking.found),
+        }
+
+    def shown(self, prepared: Asked) -> str:
+        """The prompt in full, as the server is given it."""
+        if prepared.prompt is None:
+            return json.dumps(list(prepared.ask.messages or ()), ensure_ascii=False)
+        if isinstance(prepared.prompt, str):
+            return prepared.prompt
+        return self._asking.texts.tokenizer.backend.decode(prepared.prompt, skip_special_tokens=False)
 
     @property
     def about(self) -> dict[str, Any]:

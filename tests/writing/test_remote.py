@@ -394,8 +394,8 @@ def test_the_probe(stub: Stub, thinker: Path) -> None:
     told = {e.name: e.value for e in events if isinstance(e, Chose)}
     assert (told["n"], told["seed"]) == ("requests", "ignored")
     assert [e.kind for e in events if isinstance(e, Warned)] == ["seed"]
-    assert remote.record["probe"]["n"] is False and remote.record["model"] == "tiny"
-    json.dumps(remote.record)
+    assert remote.about["probe"]["n"] is False and remote.about["model"] == "tiny"
+    assert stub.address not in json.dumps(remote.about)
     stub.wraps = True
     with pytest.raises(QwenchError, match="template around") as caught:
         writer(stub)
@@ -443,6 +443,7 @@ def test_what_a_server_cannot_is_refused(stub: Stub, thinker: Path) -> None:
     for ask in (Ask(1, HI, budget=5), Ask(1, text="a"), Ask(1, HI, force_think=True)):
         with pytest.raises(QwenchError, match="through --api chat"):
             chat.prepare(ask)
+    assert json.loads(chat.shown(chat.prepare(Ask(1, HI)))) == list(HI)
     for refused in (lambda: list(chat.score([])), lambda: chat.choose(Ask(1, HI), ["a"])):
         with pytest.raises(QwenchError, match="cannot"):
             refused()
