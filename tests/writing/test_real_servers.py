@@ -86,13 +86,10 @@ def test_transformers_serve(qwench, tmp_path: Path) -> None:
         for live in (False, True):
             remote = RemoteWriter(model, Runtime(engine=address), live=live)
             told = {e.name: e.value for e in remote.load() if isinstance(e, Chose)}
-            print(told)
             assert told["api"] == "completions" and told["tokenizer"] == model
-            plain = [a for a in ASKS if a.key != "messages"]
-            ids = {a.key: a for a in plain}
-            _, found = both(model, remote)
-            local, _ = both(model, remote)
-            assert {k: found[k].answer for k in ids} == {k: local[k].answer for k in ids}
+            local, found = both(model, remote)
+            # Messages open a thought there, which these weights would not.
+            assert all(found[k].answer == local[k].answer for k in ("text", "prefix"))
             ask = Ask(1, ASKS[0].messages, budget=8, max_tokens=8, sampling=GREEDY)
             turn = next(t for t in remote.run([ask]) if isinstance(t, Turn))
             assert (turn.closed_by, turn.thinking_tokens, turn.answer_tokens) == ("budget", 8, 8)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import sys
 import threading
 import time
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Chose, Finished, Produced, Warned
@@ -508,16 +511,17 @@ def test_many_at_once_lazily_and_those_that_wait(stub: Stub) -> None:
         list(remote.run([WAIT]))
 
 
+def endless(handler: Handler) -> bool:
+    def events():
+        for n in range(3000):
+            yield f"data: {json.dumps({'choices': [{'text': f'{n} '}]})}\n\n".encode()
+            time.sleep(0.01)
+
+    handler.chunks(events())
+    return True
+
+
 def test_a_stop_closes_the_connection(stub: Stub) -> None:
-    def endless(handler: Handler) -> bool:
-        def events():
-            for n in range(1000):
-                yield f"data: {json.dumps({'choices': [{'text': f'{n} '}]})}\n\n".encode()
-                time.sleep(0.01)
-
-        handler.chunks(events())
-        return True
-
     remote = writer(stub, live=True)
     stub.faults.append(endless)
     run = remote.run([Ask(1, text="Where?")])
@@ -635,3 +639,33 @@ def test_the_command(qwench, stub: Stub, thinker: Path, tmp_path: Path) -> None:
         assert done.returncode == 2 and f"the engine is a server, so {flag[0]} would do nothing" in done.stderr
     done = qwench("chat", "-m", "smollm2", "hi", "--concurrency", 2)
     assert done.returncode == 2 and "--engine is no server, so --concurrency would do nothing" in done.stderr
+
+
+def test_a_session_on_a_terminal(stub: Stub, thinker: Path, tmp_path: Path) -> None:
+    stub.models, stub.brain = ["one", "two"], thinking
+    own = {k: v for k, v in os.environ.items() if not k.startswith("QWENCH")}
+    own |= {"QWENCH_HOME": str(tmp_path), "TERM": "xterm", "NO_COLOR": "1", "OPENAI_API_KEY": SECRET}
+    flags = ["--engine", stub.address, "--tokenizer", str(thinker), "-m", "one", "--think-budget", "0"]
+    command = ["-m", "qwench.cli.main", "chat", *flags]
+    child = pexpect.spawn(sys.executable, command, env=own, timeout=60, dimensions=(24, 100))
+    child.expect("> ")
+    child.sendline("/model")
+    child.expect(r"one \(this one\)\s+two")
+    child.sendline("/model two")
+    child.expect("> ")
+    child.sendline("Where?")
+    child.expect("Paris")
+    child.expect("> ")
+    assert stub.posts()[-1]["model"] == "two"
+    stub.faults.append(endless)
+    child.sendline("And now?")
+    child.expect("3 4 5 ")
+    child.sendintr()
+    child.expect("tokens")
+    assert stub.gone.wait(10)
+    child.sendline("Where?")
+    child.expect("Paris")
+    child.sendline("/quit")
+    child.expect(pexpect.EOF)
+    # What was said before the stop is part of the conversation.
+    assert "3 4 5 " in stub.posts()[-1]["prompt"]
