@@ -4,14 +4,16 @@ import os
 import signal
 import stat
 import sys
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import out, screen
+from . import out as out_
+from . import screen
 from .errors import ExitCode
-from .options import Model, Talk, Writing, fill, refuse, runtime, served
+from .options import KeepGoing, Model, Talk, Writing, fill, refuse, runtime, served
 
 EPILOG = """\b
 examples:
@@ -26,6 +28,10 @@ HELP = (
 )
 
 
+#: what keeps answers to rows
+JOB = ("out", "limit", "keep_going", "force")
+
+
 def chat(
     ctx: typer.Context,
     prompt: Annotated[
@@ -36,7 +42,11 @@ def chat(
     writing: Writing,
     hide_thinking: Annotated[bool, typer.Option("--hide-thinking", help="Do not show the thinking.")] = False,
     seed: Annotated[int | None, typer.Option(help="For the same answer again.", show_default=False)] = None,
-    prompts: Annotated[str | None, typer.Option(help="JSON lines with prompt or messages, - for stdin.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="Rows of prompt, question or messages, - for stdin.")] = None,
+    out: Annotated[str, typer.Option(help="With --prompts: .jsonl or .parquet to keep the answers in.")] = "-",
+    limit: Annotated[int, typer.Option(min=0, help="With --prompts: rows at most, 0 for all.")] = 0,
+    keep_going: KeepGoing = False,
+    force: Annotated[bool, typer.Option("--force", help="With --out: begin anew over what is there.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at a time.")] = 4,
     sweep: Annotated[str | None, typer.Option(help="Budgets, as 0,256,1024: --prompts at each of them.")] = None,
     answer_field: Annotated[str, typer.Option(help="With --sweep: the field with the right answer.")] = "answer",
@@ -57,13 +67,16 @@ def chat(
     from ..ops.base.paths import check_output
 
     if prompts is None:
-        refuse(ctx, "there is no --prompts", "batch", "sweep", "plot", "answer_field")
+        refuse(ctx, "there is no --prompts", "batch", "sweep", "plot", "answer_field", *JOB)
     else:
         refuse(ctx, "--prompts writes rows", "continue_", "hide_thinking")
     if sweep is None:
         refuse(ctx, "there is no --sweep", "plot", "answer_field")
     else:
         refuse(ctx, "--sweep sets the budgets", "think_budget")
+        refuse(ctx, "--sweep prints a table of all rows", *JOB)
+    if out == "-":
+        refuse(ctx, "standard output is no file to write over", "force")
     if not (shown.json or prompts):
         refuse(ctx, "only JSON has room for them", "logprobs")
     own = {"slots": batch if prompts else 1, "model": served(ctx, runtime, model)}
@@ -73,15 +86,19 @@ def chat(
     if prompts is not None:
         if prompt:
             raise QwenchError("--prompts and a prompt do not go together", "leave one out", ExitCode.USAGE)
-        rows = _rows(prompts)
         if sweep is None:
-            shown.run(op.many(options, rows), shown.document)
+            _many(
+                shown,
+                op.many(options, fill(op.JobOptions, ctx.params, rows=prompts), sys.stdin.buffer),
+                out,
+                keep_going,
+            )
             return
         where = Path(plot) if plot else None
         budgets = [b.strip() for b in sweep.split(",") if b.strip()]
         if not shown.json:
             shown.data(SWEEP)
-        events = op.sweep(options, rows, budgets, answer_field, where)
+        events = op.sweep(options, prompts, budgets, answer_field, where, sys.stdin.buffer)
         result = shown.run(events, None if shown.json else lambda row: shown.data(_point(row)))
         if shown.json:
             shown.document(result | {"choices": shown.choices, "warnings": shown.warnings})
@@ -112,6 +129,17 @@ def chat(
     _session(shown, session, show, transcript)
 
 
+def _many(shown: out_.Out, events: Any, out: str, keep_going: bool) -> None:
+    """Rows with their answers: printed, or kept in a file."""
+    result = shown.run(events, shown.document if out == "-" else None)
+    if out != "-" and shown.json:
+        shown.document(result | {"choices": shown.choices, "warnings": shown.warnings})
+    elif out != "-":
+        shown.talk(out_.rows_done(result))
+    if result["failed"] + result["bad"] and not keep_going:
+        raise typer.Exit(ExitCode.FAILED)
+
+
 #: head of the table that --sweep prints
 SWEEP = "  budget  accuracy  thinking  answer   cut  seconds  tokens/s"
 
@@ -123,29 +151,16 @@ def _point(row: dict[str, Any]) -> str:
     )
 
 
-def _rows(name: str) -> list[tuple[int, Any]]:
-    """Lines of the file of prompts with their numbers."""
-    from io import BytesIO
-
-    from ..ops.base.errors import QwenchError
-    from ..ops.base.paths import local
-    from ..ops.text.rows import json_lines
-
-    local(name, "the file of prompts")
-    try:
-        with BytesIO(sys.stdin.buffer.read()) if name == "-" else Path(name).open("rb") as file:
-            return list(json_lines(file))
-    except OSError as error:
-        raise QwenchError(f"the prompts cannot be read ({error.strerror}): `{name}`", "give JSON lines") from error
-
-
 def _is_piped() -> bool:
     """Somebody sends something: standard input is a pipe or a file, no terminal and no /dev/null."""
-    mode = os.fstat(sys.stdin.fileno()).st_mode
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except UnsupportedOperation:  # of a program that calls this one, and has no descriptor
+        return False
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def _piped(streams: out.Out) -> str:
+def _piped(streams: out_.Out) -> str:
     """Standard input as text; of bytes that are not UTF-8 it is said how they are read."""
     from ..ops.base.errors import QwenchError
     from ..ops.base.events import Warned
@@ -163,7 +178,7 @@ def _piped(streams: out.Out) -> str:
 class _Show:
     """Pieces as they come: thinking dim on stderr, the answer on stdout."""
 
-    def __init__(self, streams: out.Out, thinking: bool) -> None:
+    def __init__(self, streams: out_.Out, thinking: bool) -> None:
         self.streams, self.thinking = streams, thinking and not streams.quiet
 
     def turn(self, session: Any, text: str) -> None:
@@ -211,7 +226,7 @@ def _footer(turn: dict[str, Any]) -> str:
     return f"[{', '.join(parts)}]"
 
 
-def _session(streams: out.Out, session: Any, show: _Show, transcript: Path | None) -> None:
+def _session(streams: out_.Out, session: Any, show: _Show, transcript: Path | None) -> None:
     """Questions from the terminal until its end."""
     from contextlib import suppress
 
@@ -256,7 +271,7 @@ def _session(streams: out.Out, session: Any, show: _Show, transcript: Path | Non
             streams.error(error.message, error.hint, error.code)
 
 
-def _line(streams: out.Out, prompt: str) -> str:
+def _line(streams: out_.Out, prompt: str) -> str:
     """A line from the terminal; where stdout is a file or a pipe, the prompt is talk."""
     if sys.stdout.isatty():
         return input(prompt)
@@ -264,7 +279,7 @@ def _line(streams: out.Out, prompt: str) -> str:
     return input()
 
 
-def _command(streams: out.Out, session: Any, show: _Show, name: str, rest: str = "") -> bool:
+def _command(streams: out_.Out, session: Any, show: _Show, name: str, rest: str = "") -> bool:
     """A line that begins with a slash; True leaves the session."""
     if name in ("/quit", "/exit", "/bye"):
         return True

@@ -242,6 +242,22 @@ def size(count: float | None) -> str:
     return f"{count:.1f} TB"
 
 
+def rows_done(result: dict[str, Any]) -> str:
+    """What a job on rows of prompts came to, in a line."""
+    parts = [f"{result['rows'] - result['bad'] - result['failed']:,} rows in {clock(result['seconds'])}"]
+    if result["done"]:
+        parts.append(f"{result['done']:,} of them were done before")
+    if "samples" in result:
+        computed, taken = (f"{result[name]:,}" for name in ("prefilled_tokens", "cached_tokens"))
+        parts.append(f"{result['samples']:,} samples of {result['generated_tokens']:,} tokens")
+        parts.append(f"of their prompts {computed} tokens computed and {taken} taken over")
+    if result["failed"]:
+        parts.append(f"{result['failed']:,} failed")
+        if result["out"] != "-":
+            parts[-1] += ", which the same command asks again"
+    return "; ".join(parts)
+
+
 #: the streams of the running command; a command replaces them when its flags are known
 current = Out()
 

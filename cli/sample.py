@@ -61,7 +61,7 @@ def sample(
     elif out != "-" and shown.json:
         shown.document(result | {"choices": shown.choices, "warnings": shown.warnings})
     else:
-        shown.talk(_done(result))
+        shown.talk(out_.rows_done(result))
     lost = result["bad"] + result.get("failed", 0)
     if lost and not keep_going:
         raise typer.Exit(ExitCode.FAILED)
@@ -77,18 +77,3 @@ def _plan(streams: out_.Out, result: dict[str, Any]) -> None:
     if result["first_prompt"] is not None:
         streams.data("first prompt")
         streams.raw(result["first_prompt"])
-
-
-def _done(result: dict[str, Any]) -> str:
-    parts = [f"{result['rows'] - result['bad'] - result['failed']:,} rows in {out_.clock(result['seconds'])}"]
-    if result["done"]:
-        parts.append(f"{result['done']:,} of them were done before")
-    if "samples" in result:
-        computed, taken = (f"{result[name]:,}" for name in ("prefilled_tokens", "cached_tokens"))
-        parts.append(f"{result['samples']:,} samples of {result['generated_tokens']:,} tokens")
-        parts.append(f"of their prompts {computed} tokens computed and {taken} taken over")
-    if result["failed"]:
-        parts.append(f"{result['failed']:,} failed")
-        if result["out"] != "-":
-            parts[-1] += ", which the same command asks again"
-    return "; ".join(parts)

@@ -108,13 +108,17 @@ class Job:
         o, begun = self.options, time.monotonic()
         yield from self.work.load(sum(not isinstance(row.value, Malformed) for row in self._read()))
         if journal is not None and out is not None:
+            there = None if o.force else journal.settings()
+            if there is not None:
+                self.work.adopt(there)
             settings = {"job": self.work.name, **self.work.settings}
-            if o.force or journal.settings() is None:
+            if there is None:
                 journal.begin(settings)
             else:
                 journal.go_on(settings)
             yield Kept(str(journal.path), "--force left out" if o.force else None)
         plan = yield from self._planned(journal)
+        yield from self.work.remarks()
         if o.dry_run:
             yield Finished(
                 {
@@ -177,11 +181,11 @@ class Job:
                 if not self.options.keep_going:
                     raise QwenchError(told, error.hint, error.code) from error
                 plan.bad += 1
-                plan.rows.append((row.key, "", False))
+                plan.rows.append((str(row.key), "", False))
                 if plan.bad <= TOLD:
                     yield Warned("rows", f"left out: {told}", row.key, True)
             else:
-                plan.rows.append((row.key, row.digest, not done))
+                plan.rows.append((str(row.key), row.digest, not done))
             yield Advanced("rows", 1)
         return plan
 

@@ -17,12 +17,13 @@ BATCH = 1024
 
 
 def check(name: str) -> Path:
-    """The absolute path of an output, before the work.
+    """The path of an output, before the work.
 
     Raises:
         QwenchError: no suffix of WRITERS; see `check_output`.
     """
-    path = check_output(name)
+    check_output(name)
+    path = Path(name).expanduser()
     if path.suffix.lower() not in WRITERS:
         raise QwenchError(f"rows cannot be written as `{path.suffix or path.name}`", f"use {', '.join(WRITERS)}", 2)
     return path

@@ -32,6 +32,19 @@ from ..text.sources import Source, load
 ID = "id"
 
 
+class Key(str):
+    """What a row is called; `number` is its number among the rows, from 0."""
+
+    number: int
+
+    @classmethod
+    def of(cls, name: str, number: int) -> Key:
+        """A name and a number."""
+        key = cls(name)
+        key.number = number
+        return key
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One row of the input.
@@ -44,7 +57,7 @@ class Row:
     """
 
     place: str
-    key: str
+    key: Key
     digest: str
     value: dict[str, Any] | Malformed
 
@@ -87,12 +100,12 @@ class Table:
                 place = f"{unit} {line}"
                 if not isinstance(value, dict):
                     what = str(value) if isinstance(value, Malformed) else "is no JSON object"
-                    yield Row(place, f"{number}", "", Malformed(what))
+                    yield Row(place, Key.of(f"{number}", number - 1), "", Malformed(what))
                     continue
                 row = jsonable(value)
                 text = json.dumps(row, sort_keys=True).encode()
                 digest = hashlib.blake2b(text, digest_size=12).hexdigest()
-                yield Row(place, self._key(place, number, digest, row, seen), digest, row)
+                yield Row(place, Key.of(self._key(place, number, digest, row, seen), number - 1), digest, row)
         except Undecodable as error:
             raise QwenchError(f"the input {error}".partition(", `--encoding`")[0], "give UTF-8") from error
         except (OSError, *GZIP_ERRORS) as error:

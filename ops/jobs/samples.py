@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..base.events import Events
 from ..text.rows import Malformed
 from ..writing.many import messages_of
-from ..writing.session import Chat, ChatOptions
-from ..writing.writer import Ask, Turn, Writer
+from ..writing.session import ChatOptions
+from ..writing.writer import Ask, Turn
 from .job import JobOptions
-from .rows import Table
+from .prompts import Prompts
+from .rows import Key, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def seed_of_row(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps([seed, key]).encode()).digest()[:4], "big") >> 1
 
 
-class Samples:
+class Samples(Prompts):
     """See Work: `samples`, each with text, finish, tokens and seed, and thinking or log-probabilities.
 
     Raises:
@@ -54,42 +54,18 @@ class Samples:
     def __init__(self, options: SampleOptions) -> None:
         if options.n < 1:
             raise QwenchError("--n must be at least 1", code=2)
-        self.options, self.chat = options, Chat(options.chat)
-        self.writer: Writer | None = None
-        self.before = [*self.chat.messages, *(_shots(options.shots) if options.shots else ())]
-
-    def load(self, rows: int) -> Events:
-        """See Work."""
-        o = self.options
-        # Every slot has keys and values of its own, used or not.
-        slots = max(min(o.chat.slots, rows * o.n), 1)
-        self.chat = Chat(replace(o.chat, slots=slots))
-        yield from self.chat.load()
-        self.writer = self.chat.writer
+        super().__init__(options.chat, options.n)
+        self.options = options
+        self.before += _shots(options.shots) if options.shots else []
 
     @property
     def settings(self) -> dict[str, Any]:
         """See Work."""
-        o, c = self.options, self.chat.options
-        return {
-            **self.chat.writer.about,
-            "seed": self.chat.seed,
-            "n": o.n,
-            "max_tokens": c.max_tokens,
-            "sampling": dict(c.sampling),
-            "think_budget": self.chat.budget,
-            "think_stop": c.think_stop,
-            "think_message": c.think_message,
-            "force_think": c.force_think,
-            "stops": list(c.stops),
-            "logprobs": c.logprobs,
-            "prefix_field": o.prefix_field,
-            "before": self.before,
-        }
+        return super().settings | {"n": self.options.n, "prefix_field": self.options.prefix_field}
 
-    def begin(self, row: dict[str, Any], key: str) -> Sequence[Ask]:
+    def begin(self, row: dict[str, Any], key: Key) -> Sequence[Ask]:
         """See Work."""
-        ask = self.chat.ask(key, [*self.before, *messages_of(row)], seed_of_row(self.chat.seed, key))
+        ask = self.ask(row, key, seed_of_row(self.chat.seed, key))
         return [replace(ask, samples=self.options.n, prefix=self._prefix(row))]
 
     def _prefix(self, row: dict[str, Any]) -> str:
@@ -114,16 +90,6 @@ class Samples:
             }
         found |= {"finish": turn.finish, "tokens": turn.answer_tokens, "seed": turn.seed}
         return found | ({"logprobs": turn.logprobs} if self.options.chat.logprobs is not None else {})
-
-    def count(self, results: list[Turn]) -> dict[str, int]:
-        """See Work: what the prompts would have taken sample by sample is prefilled and cached together."""
-        cached = sum(turn.cached_tokens for turn in results)
-        return {
-            "samples": len(results),
-            "prefilled_tokens": sum(turn.prompt_tokens for turn in results) - cached,
-            "cached_tokens": cached,
-            "generated_tokens": sum(len(turn.generated) for turn in results),
-        }
 
 
 def _shots(name: str) -> list[dict[str, Any]]:

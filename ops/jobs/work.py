@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from ..base.errors import QwenchError
-from ..base.events import Events
+from ..base.events import Events, Warned
 from ..writing.writer import WAIT, Ask, Prepared, Turn, Wait, Writer
-from .rows import Row
+from .rows import Key, Row
 
 Call = Callable[[], Any]
 
@@ -20,7 +20,7 @@ class Again(QwenchError):
     """A failure that may have passed when the row is tried once more."""
 
 
-class Work(Protocol):
+class Work:
     """What is done with every row.
 
     Attributes:
@@ -29,18 +29,21 @@ class Work(Protocol):
     """
 
     name: str
-    writer: Writer | None
+    writer: Writer | None = None
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """All that changes a result, JSON-able; asked for after `load`."""
-        ...
+        raise NotImplementedError
 
     def load(self, rows: int) -> Events:
         """Make ready for so many rows; yields Chose and Warned."""
-        ...
+        return iter(())
 
-    def begin(self, row: dict[str, Any], key: str) -> Sequence[Ask] | Call:
+    def adopt(self, settings: Mapping[str, Any]) -> None:
+        """Take what was drawn at random, such as a seed, from the settings of the job that is gone on with."""
+
+    def begin(self, row: dict[str, Any], key: Key) -> Sequence[Ask] | Call:
         """What is to be asked of a row, or a call that works on it, several at a time in threads of their own.
 
         It depends on the row and its key alone: it is asked for before the work, and again when it is the row's turn.
@@ -48,7 +51,11 @@ class Work(Protocol):
         Raises:
             QwenchError: the row is not as it should be.
         """
-        ...
+        raise NotImplementedError
+
+    def remarks(self) -> Iterator[Warned]:
+        """What is to be said once all rows have begun for the first time."""
+        return iter(())
 
     def finish(self, row: dict[str, Any], results: list[Any]) -> dict[str, Any] | Sequence[Ask]:
         """What is found, put beside the row's own fields; or more asks, whose turns come after those there are.
@@ -59,11 +66,11 @@ class Work(Protocol):
         Raises:
             QwenchError: the row has failed; with `Again` it is tried once more.
         """
-        ...
+        raise NotImplementedError
 
     def count(self, results: list[Any]) -> dict[str, int]:
         """Numbers that the job sums up."""
-        ...
+        return {}
 
 
 @dataclass(slots=True, eq=False)

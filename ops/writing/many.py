@@ -1,4 +1,4 @@
-"""Many prompts through one model, and the same prompts at several budgets of thinking."""
+"""Messages of rows, and the same prompts at several budgets of thinking."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
-from ..base.events import Advanced, Events, Finished, Produced, Started, Warned
+from ..base.events import Advanced, Events, Finished, Produced, Started
 from ..base.plots import check_plot
-from ..text.fields import beside
 from ..text.rows import Malformed
 from .right import right
 from .session import Chat, ChatOptions
@@ -24,35 +23,12 @@ REQUEST = (
     *("tools", "tool_choice", "functions", "response_format", "max_tokens", "max_completion_tokens", "temperature"),
     *("top_p", "top_k", "min_p", "stop", "n", "seed", "logprobs", "stream", "chat_template_kwargs", "enable_thinking"),
 )
-Rows = list[tuple[int, dict[str, Any]]]  # number of the line, its object
-
-
-def many(options: ChatOptions, rows: Iterable[tuple[int, Any]]) -> Events:
-    """Answer every line of a file of JSON objects with `prompt` or `messages`, several at a time, in the file's order.
-
-    Yields Produced rows: the line's own object and what `Chat.turn` tells, see `beside`.
-
-    Args:
-        rows: (line number, value) as `json_lines` gives them.
-
-    Raises:
-        QwenchError: a line that is neither, with its number; see `Chat`.
-    """
-    objects = _objects(rows)
-    chat = Chat(_fitting(options, objects))
-    yield from chat.load()
-    yield from _unheard(objects)
-    prepared = _prepared(chat, objects)
-    yield Started("prompts", len(prepared))
-    for number, found in _in_order(chat, prepared):
-        yield Advanced("prompts", 1)
-        yield Produced(beside(objects[number][1], found))
-    yield Finished({"schema": 1, "prompts": len(prepared)})
+Rows = list[tuple[str, dict[str, Any]]]  # where it is, its object
 
 
 def sweep(
     options: ChatOptions,
-    rows: Iterable[tuple[int, Any]],
+    rows: Iterable[tuple[str, Any]],
     budgets: list[str],
     answer_field: str = "answer",
     plot: Path | None = None,
@@ -62,12 +38,13 @@ def sweep(
     Yields Produced rows, one for each budget: see `_point`.
 
     Args:
+        rows: (where it is, as `line 3`, its object or what is wrong with it).
         budgets: as `--think-budget` takes them.
         answer_field: field of a line that holds the right answer; see `right`.
         plot: .png to draw accuracy, thinking tokens and time against the budget into.
 
     Raises:
-        QwenchError: a line without the field; a model that does not think, and a budget above 0; see `many`.
+        QwenchError: a line without the field; a model that does not think, and a budget above 0.
     """
     if plot:
         check_plot(plot)
@@ -75,7 +52,7 @@ def sweep(
     objects = _objects(rows)
     for line, row in objects:
         if answer_field not in row:
-            raise QwenchError(f"line {line} has no field `{answer_field}`", "name it with --answer-field")
+            raise QwenchError(f"{line} has no field `{answer_field}`", "name it with --answer-field")
     if not objects:
         raise QwenchError("there are no prompts to answer", 'give {"prompt": "...", "answer": "..."} lines')
     # The largest is checked while the model is loaded, before any question is asked.
@@ -121,14 +98,13 @@ def _point(budget: int, turns: list[dict[str, Any]], wanted: list[Any], seconds:
     }
 
 
-def _objects(rows: Iterable[tuple[int, Any]]) -> Rows:
+def _objects(rows: Iterable[tuple[str, Any]]) -> Rows:
     """The rows, all of them objects."""
     found = []
-    for number, row in rows:
-        if not isinstance(row, dict):
-            why = f": it {row}" if isinstance(row, Malformed) else ""
-            raise QwenchError(f"line {number} is no JSON object{why}", 'give {"prompt": "..."} on every line')
-        found.append((number, row))
+    for place, row in rows:
+        if isinstance(row, Malformed):
+            raise QwenchError(f"{place} {row}", 'give {"prompt": "..."} on every line')
+        found.append((place, row))
     return found
 
 
@@ -139,11 +115,11 @@ def _fitting(options: ChatOptions, objects: Rows) -> ChatOptions:
 
 def _prepared(chat: Chat, objects: Rows) -> list[Prepared]:
     found = []
-    for key, (number, row) in enumerate(objects):
+    for key, (place, row) in enumerate(objects):
         try:
             found.append(chat.writer.prepare(chat.ask(key, [*chat.messages, *messages_of(row)], chat.seed + key)))
         except QwenchError as error:
-            raise QwenchError(f"line {number}: {error.message}", error.hint, error.code) from error
+            raise QwenchError(f"{place}: {error.message}", error.hint, error.code) from error
     return found
 
 
@@ -184,13 +160,6 @@ def _text(message: dict[str, Any]) -> str:
                 f"the content of a message is {what}, and only text can be read", 'write "content": "..."'
             )
     return "".join(part["text"] for part in parts)
-
-
-def _unheard(objects: Rows) -> Iterator[Warned]:
-    """A line about fields of rows that would ask for something, and do not here."""
-    there = {name for _, row in objects for name in row}
-    if names := [f"`{name}`" for name in REQUEST if name in there]:
-        yield Warned("rows", f"rows have {', '.join(names)}, carried along and not heard: flags ask for all rows alike")
 
 
 def _in_order(chat: Chat, prepared: list[Prepared]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -102,20 +102,6 @@ class RemoteWriter:
         return self._asking.texts.tokenizer.backend.decode(prepared.prompt, skip_special_tokens=False)
 
     @property
-    def about(self) -> dict[str, Any]:
-        """See Writer."""
-        return self.record
-
-    def shown(self, prepared: Asked) -> str:
-        """See Writer; messages as they are sent."""
-        if prepared.prompt is None:
-            return json.dumps(list(prepared.ask.messages or ()), ensure_ascii=False)
-        texts = self._asking.texts
-        if isinstance(prepared.prompt, str):
-            return prepared.prompt
-        return texts.tokenizer.backend.decode(prepared.prompt, skip_special_tokens=False) if texts else ""
-
-    @property
     def models(self) -> list[str]:
         """See Writer: what the server serves."""
         return list(self._served.models)

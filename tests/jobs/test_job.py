@@ -19,7 +19,7 @@ from qwench.ops.base.lock import Lock
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.jobs.job import Job, JobOptions
 from qwench.ops.jobs.journal import Journal
-from qwench.ops.jobs.work import Again
+from qwench.ops.jobs.work import Again, Work
 from qwench.ops.writing.local import LocalWriter
 from qwench.ops.writing.writer import Ask, Turn
 
@@ -30,7 +30,7 @@ class Killed(BaseException):
     """The process is gone."""
 
 
-class Lengths:
+class Lengths(Work):
     """Work by calls: how long a text is.
 
     Args:
@@ -39,11 +39,15 @@ class Lengths:
     """
 
     name = "measure"
-    writer = None
 
     def __init__(self, trouble: dict[str, list[Exception]] | None = None, kill: int = 0, **settings: object) -> None:
-        self.trouble, self.kill, self.settings = trouble or {}, kill, {"model": "m", "unit": "characters"} | settings
+        self.trouble, self.kill = trouble or {}, kill
+        self.said = {"model": "m", "unit": "characters"} | settings
         self.called: list[str] = []
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return self.said
 
     def load(self, rows: int):
         self.rows = rows
@@ -260,16 +264,13 @@ def test_rows_of_many_kinds_as_parquet(tmp_path: Path, monkeypatch) -> None:
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 5
 
 
-class Dialogue:
+class Dialogue(Work):
     """Work by asks: every row's answer is gone on from in a second ask, which depends on the first."""
 
     name = "talk"
 
     def __init__(self, writer: LocalWriter) -> None:
-        self.writer, self.settings = writer, writer.about
-
-    def load(self, rows: int):
-        return iter(())
+        self.writer = writer
 
     def begin(self, row: dict[str, Any], key: str) -> list[Ask]:
         return [Ask(text=row["prompt"], max_tokens=4, sampling=(("temperature", 0),))] if row["prompt"] else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Produced
 from qwench.ops.base.runtime import Runtime
-from qwench.ops.chat import Chat
+from qwench.ops.chat import Chat, many
 from qwench.ops.sample import ChatOptions, JobOptions, SampleOptions, sample
 from qwench.ops.writing.local import LocalWriter
 from qwench.ops.writing.writer import Ask, Turn
@@ -141,6 +142,21 @@ def test_what_changes_an_answer_is_a_setting(small: Path, tmp_path: Path) -> Non
     # How many at a time is none, and a limit is none.
     _, result = drawn(small, ROWS, tmp_path, 2, out=out, slots=1)
     assert result["done"] == 2 and len((tmp_path / "out.jsonl").read_text().splitlines()) == 6
+
+
+def test_answers_of_chat_are_gone_on_with(small: Path, tmp_path: Path) -> None:
+    """A seed that was drawn is part of the job."""
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    options = ChatOptions(model=str(small), runtime=TORCH, max_tokens=4, sampling=WARM, slots=2)
+    job = JobOptions(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+    list(many(options, replace(job, limit=2)))
+    first = (tmp_path / "out.jsonl").read_bytes()
+    result = list(many(options, job))[-1].result
+    assert result["done"] == 2 and (tmp_path / "out.jsonl").read_bytes().startswith(first)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["seed"] - rows[0]["seed"] for row in rows] == list(range(6))
+    with pytest.raises(QwenchError, match="seed was"):
+        list(many(replace(options, seed=rows[0]["seed"] + 1), job))
 
 
 def chi_square(model: Path, count: int, **sampling: float) -> float:

@@ -12,7 +12,7 @@ import torch
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Finished, Produced
 from qwench.ops.base.runtime import Runtime
-from qwench.ops.chat import Chat, ChatOptions, many, right
+from qwench.ops.chat import Chat, ChatOptions, JobOptions, many, right
 from qwench.ops.models.hub import resolve
 from qwench.ops.models.nets import decoder
 from qwench.ops.models.nets.causal import CausalDecoder
@@ -386,15 +386,18 @@ def test_budget_zero_is_the_non_thinking_template(models) -> None:
     assert (request.sampling.temperature, request.sampling.top_p) == (0.6, 0.95)
 
 
-def test_many_prompts_come_back_in_order(models) -> None:
+def test_many_prompts_come_back_in_order(models, tmp_path: Path) -> None:
     options = ChatOptions(model=str(models("qwen3")), max_tokens=4, slots=3, seed=3, think_budget="2")
     lines = [{"id": i, "seed": "mine", "prompt": "word " * (1 + (i * 7) % 11)} for i in range(8)]
-    rows = [e.row for e in many(options, iter(enumerate(lines, 1))) if isinstance(e, Produced)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = JobOptions(str(tmp_path / "q.jsonl"))
+    rows = [e.row for e in many(options, job) if isinstance(e, Produced)]
     assert [r["id"] for r in rows] == list(range(8))
-    assert all(isinstance(r["seed"], int) and r["input_seed"] == "mine" for r in rows)
+    assert [r["seed"] for r in rows] == list(range(3, 11)) and all(r["input_seed"] == "mine" for r in rows)
     assert all(r["answer_tokens"] <= 4 and r["thinking_tokens"] <= 2 for r in rows)
-    with pytest.raises(QwenchError, match="line 1 has neither"):
-        list(many(options, iter([(1, {"text": "x"})])))
+    (tmp_path / "q.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(QwenchError, match="line 1: there is neither"):
+        list(many(options, job))
 
 
 def test_the_command(qwench, models) -> None:

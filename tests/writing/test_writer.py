@@ -11,7 +11,7 @@ import torch
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Finished
 from qwench.ops.base.runtime import Runtime
-from qwench.ops.chat import Chat, ChatOptions, many
+from qwench.ops.chat import Chat, ChatOptions, JobOptions, many
 from qwench.ops.models.hub import Checkpoint, resolve
 from qwench.ops.writing import local
 from qwench.ops.writing.generate import Generator, Request
@@ -279,16 +279,18 @@ def test_a_budget_of_a_session_is_not_dropped(small: Path) -> None:
     assert isinstance(list(chat.turn("hello"))[-1], Finished)
 
 
-def test_two_prompts_take_two_slots(small: Path, monkeypatch) -> None:
+def test_two_prompts_take_two_slots(small: Path, tmp_path: Path, monkeypatch) -> None:
     """64 slots of keys and values for 2 prompts took 11.9 GB of a small model."""
     seen = []
     real = local.load_causal
     monkeypatch.setattr(local, "load_causal", lambda *a, **k: seen.append(k["slots"]) or real(*a, **k))
     for prompts, slots in ((2, 2), (5, 3)):
-        lines = [json.dumps({"prompt": f"{i}"}) for i in range(prompts)]
-        list(many(ChatOptions(model=str(small), slots=64 if prompts == 2 else 3, max_tokens=2), enumerate(lines, 1)))
+        (tmp_path / "q.jsonl").write_text("".join(json.dumps({"prompt": f"{i}"}) + "\n" for i in range(prompts)))
+        options = ChatOptions(model=str(small), slots=64 if prompts == 2 else 3, max_tokens=2)
+        list(many(options, JobOptions(str(tmp_path / "q.jsonl"))))
         assert seen.pop() == slots
-    list(many(ChatOptions(model=str(small), slots=64, max_tokens=2), []))
+    (tmp_path / "q.jsonl").write_text("")
+    list(many(ChatOptions(model=str(small), slots=64, max_tokens=2), JobOptions(str(tmp_path / "q.jsonl"))))
     assert seen.pop() == 1
 
 
