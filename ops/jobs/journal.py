@@ -11,6 +11,8 @@ from typing import Any
 from ..base.atomic import append, hidden, trouble, write
 from ..base.errors import QwenchError
 
+#: ending of a journal's name
+JOURNAL = ".job"
 #: version of the lines below
 FORMAT = 1
 #: settings that name things, and do not change an answer
@@ -34,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, out: Path) -> None:
-        self.out, self.path = out, hidden(out, ".job")
+        self.out, self.path = out, hidden(out, JOURNAL)
         self._at: dict[str, tuple[int, str, bool]] = {}  # key -> where its line begins, hash of the row, failed
 
     def settings(self) -> dict[str, Any] | None:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from ..base.atomic import opened
+from ..base.atomic import hidden, opened
 from ..base.errors import QwenchError
 from ..base.paths import check_output
+from .journal import JOURNAL
 
 Rows = Callable[[], Iterator[dict[str, Any]]]
 BATCH = 1024
@@ -59,8 +61,11 @@ def _parquet(path: Path, rows: Rows) -> None:
                 writer.write_table(pa.Table.from_pylist(some, schema=schema))
     except pa.ArrowException as error:
         reason = (str(error).strip().splitlines() or ["mixed kinds"])[0].rstrip(".")
+        other = path.with_suffix(".jsonl")
         raise QwenchError(
-            f"the rows cannot be written as Parquet ({reason}): `{path}`", "choose an --out that ends in .jsonl"
+            f"the rows cannot be written as Parquet ({reason}): `{path}`",
+            f"nothing of them is lost: mv {quote(f'{hidden(path, JOURNAL)}')} {quote(f'{hidden(other, JOURNAL)}')}, "
+            f"and the same command with --out {quote(f'{other}')} writes them",
         ) from error
 
 

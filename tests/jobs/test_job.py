@@ -6,8 +6,11 @@ import errno
 import json
 import os
 import random
+import shlex
+import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -21,7 +24,7 @@ from qwench.ops.jobs.job import Job, JobOptions
 from qwench.ops.jobs.journal import Journal
 from qwench.ops.jobs.work import Again, Work
 from qwench.ops.writing.local import LocalWriter
-from qwench.ops.writing.writer import Ask, Turn
+from qwench.ops.writing.writer import Ask, Piece, Turn, Wait
 
 from tests.tiny import byte_decoder
 
@@ -258,10 +261,15 @@ def test_rows_of_many_kinds_as_parquet(tmp_path: Path, monkeypatch) -> None:
     ]
     assert found[3]["tags"] == [{"a": 1, "b": None}] and found[4]["tags"] == [{"a": None, "b": "z"}]
     rows.write_text(rows.read_text() + '{"text": "z", "n": "many"}\n')
-    with pytest.raises(QwenchError, match=r"cannot be written as Parquet"):
+    with pytest.raises(QwenchError, match=r"cannot be written as Parquet") as caught:
         run(Lengths(), rows, tmp_path / "out.parquet")
-    # The rows are kept, and what was there is there.
+    # What was there is there, and the rows are kept: the next step is one that works.
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 5
+    move = caught.value.hint.partition("mv ")[2].partition(", ")[0]
+    subprocess.run(["mv", *shlex.split(move)], check=True)
+    work = Lengths()
+    assert run(work, rows, tmp_path / "out.jsonl")[0]["done"] == 6 and work.called == []
+    assert len(read(tmp_path / "out.jsonl")) == 6
 
 
 class Dialogue(Work):
@@ -302,3 +310,81 @@ def test_rows_may_go_on_with_more_asks(tmp_path: Path) -> None:
         alone = Ask(text=prompts[n] + first, max_tokens=2, sampling=(("temperature", 0),))
         assert next(t for t in writer.run([alone]) if isinstance(t, Turn)).answer == rest[0]
     assert isinstance(events[-1], Finished) and events[-1].result["turns"] == 9
+
+
+class Flaky:
+    """A writer of two asks at a time that some asks fail with.
+
+    Args:
+        failing: text -> failures before there is an answer.
+    """
+
+    name, context = "flaky", 100
+    can = frozenset({"text"})
+
+    def __init__(self, failing: dict[str, int], error: QwenchError) -> None:
+        self.failing, self.error = failing, error
+        self.asked: list[str] = []
+
+    def prepare(self, ask: Ask) -> SimpleNamespace:
+        return SimpleNamespace(key=ask.key, max_tokens=1, prompt_tokens=None, ask=ask)
+
+    def shown(self, prepared: SimpleNamespace) -> str:
+        return prepared.ask.text
+
+    def run(self, asks):
+        asks, running, ended = iter(asks), [], False
+        while True:
+            while len(running) < 2 and not ended:
+                prepared = next(asks, None)
+                if isinstance(prepared, Wait):
+                    assert running, "it waits for nothing"
+                    break
+                ended = prepared is None
+                running += [(prepared.ask, n) for n in range(prepared.ask.samples)] if prepared else []
+            if not running:
+                return
+            ask, sample = running.pop(0)
+            self.asked.append(ask.text)
+            left = self.failing.get(ask.text, 0)
+            self.failing[ask.text] = left - 1
+            failed = left > 0
+            yield Piece(ask.key, "answer", "...", sample)
+            yield Turn(ask.key, answer=ask.text, finish="failed" if failed else "stop", sample=sample, error=self.error)
+
+
+class Echo(Dialogue):
+    """One ask of two samples a row."""
+
+    def begin(self, row: dict[str, Any], key: str) -> list[Ask]:
+        return [Ask(text=row["text"] + "!", samples=2)]
+
+    def finish(self, row: dict[str, Any], results: list[Turn]) -> dict[str, Any]:
+        assert [turn.sample for turn in results] == [0, 1]
+        return {"said": [turn.answer for turn in results]}
+
+    @property
+    def settings(self) -> dict[str, object]:
+        return {}
+
+
+def test_an_answer_that_fails_is_no_answer(tmp_path: Path) -> None:
+    rows, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows.write_text("".join(json.dumps({"text": t}) + "\n" for t in "abcde"))
+    gone = Flaky({"b!": 1, "e!": 1}, QwenchError("the connection is cut"))
+    result, _ = run(Echo(gone), rows, out)
+    assert result["failed"] == 2 and result["turns"] == 6
+    told = {row["text"]: row for row in read(out)}
+    assert told["a"]["said"] == ["a!", "a!"] and "said" not in told["b"]
+    assert told["b"]["failed"] == told["e"]["failed"] == "the connection is cut"
+    # They alone are asked again, with all of their samples.
+    well = Flaky({}, gone.error)
+    assert run(Echo(well), rows, out)[0]["failed"] == 0
+    assert sorted(well.asked) == ["b!", "b!", "e!", "e!"]
+    assert [row["said"] for row in read(out)] == [[f"{t}!"] * 2 for t in "abcde"]
+    # What says that it may pass is asked again at once, be it the last row.
+    busy = Flaky({"a!": 1, "e!": 2}, Again("busy"))
+    result, events = run(Echo(busy), rows, "-")
+    assert result["failed"] == 0 and [e.row["text"] for e in events if isinstance(e, Produced)] == list("abcde")
+    result, _ = run(Echo(Flaky({"e!": 99}, Again("busy"))), rows, "-")
+    assert result["failed"] == 1
