@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from httpx2 import Response
 
 T = TypeVar("T")
+#: seconds for what a server need not compute
+LISTED = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Client:
         Raises:
             QwenchError, Failed, Stopped: see `post`.
         """
-        return self._tried(lambda left: self._json("GET", path, None, left), present=True)
+        return self._tried(lambda left: self._json("GET", path, None, min(left, LISTED)), present=True)
 
     def post(self, path: str, body: dict[str, Any], read: Callable[[Any], T], tries: int = 0) -> T:
         """What `read` makes of the reply; a ValueError of it is a reply to be asked for again.
@@ -330,7 +332,7 @@ def _broken(error: Exception, patience: Patience) -> str:
     if name == "ConnectTimeout":
         return f"does not take a connection within {patience.connect:g} seconds"
     if "Timeout" in name:
-        return f"sends nothing for {patience.read:g} seconds"
+        return "sends nothing for too long"
     if name == "ConnectError":
         return f"cannot be reached ({error})"
     return f"breaks the connection off ({error or name})"
