@@ -86,7 +86,7 @@ class Prompts(Work):
             "samples": len(results),
             "prefilled_tokens": sum(turn.prompt_tokens for turn in results) - cached,
             "cached_tokens": cached,
-            "generated_tokens": sum(len(turn.generated) for turn in results),
+            "generated_tokens": sum(len(t.generated) or t.thinking_tokens + t.answer_tokens for t in results),
         }
 
 
