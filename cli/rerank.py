@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import hits, out
+from . import hits
+from . import out as out_
 from .errors import ExitCode
 from .options import RUNTIME, TALK, KeepGoing, Model, Talk, fill, refuse, runtime
 
@@ -56,6 +57,8 @@ def rerank(
     batch_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, 0 for auto.")] = 0,
     selftest: Annotated[bool, typer.Option("--selftest", help="Test the model on the published pairs.")] = False,
     keep_going: KeepGoing = False,
+    out: Annotated[str, typer.Option(help=".jsonl or .parquet to keep rows in; the same command goes on.")] = "-",
+    force: Annotated[bool, typer.Option("--force", help="With --out: begin anew over what is there.")] = False,
     *,
     runtime: runtime("revision", "offline", "device", "dtype", "kernels", "quantize", "threads"),
     streams: Talk,
@@ -84,17 +87,23 @@ def rerank(
         refuse(ctx, "lines of a TREC run have no room for it", "explain")
     if nul:
         refuse(ctx, "-0 reads file names", "input")
+    if out == "-":
+        refuse(ctx, "standard output is no file to write over", "force")
+    else:
+        refuse(ctx, "--out keeps rows", "format", "scores")
     options = fill(op.RerankOptions, ctx.params, query=query, paths=tuple(paths) or ("-",), runtime=runtime)
     if selftest:
         _selftest(streams, op.selftest(options))
         return
     many = queries is not None
     show = {
-        "json": lambda row: streams.document(_object(row, many, explain)),
+        "json": lambda row: streams.document(op.row_of(row, options)),
         "trec": lambda row: streams.raw(_trec(row)),
         "text": lambda row: _text(streams, row, many, scores, explain),
     }["json" if streams.json and format == "text" else format]
     result = streams.run(op.rerank(options, sys.stdin.buffer), show)
+    if out != "-" and streams.json:
+        streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
     if result["pairs"]:
         streams.talk(_done(result))
     if result["failed"] and not keep_going:
@@ -104,23 +113,11 @@ def rerank(
         raise typer.Exit(ExitCode.NO)
 
 
-def _object(row: dict[str, Any], many: bool, explain: bool) -> dict[str, Any]:
-    """The candidate's own object with what was found; what it has under these names is kept as `search_NAME`."""
-    from ..ops.text.fields import beside
-
-    found = {name: row[name] for name in ("score", "rank", "tokens", "truncated")}
-    if many:
-        found["query_id"] = row["query_id"]
-    if explain:
-        found |= {"margin": row["margin"], "seconds": round(row["seconds"], 6)}
-    return beside(row["record"], found, "search_")
-
-
 def _trec(row: dict[str, Any]) -> str:
     return f"{row['query_id']} Q0 {'_'.join(row['doc_id'].split())} {row['rank']} {row['score']:.6f} qwench"
 
 
-def _text(streams: out.Out, row: dict[str, Any], many: bool, scores: bool, explain: bool) -> None:
+def _text(streams: out_.Out, row: dict[str, Any], many: bool, scores: bool, explain: bool) -> None:
     columns = [row["query_id"]] if many else []
     if scores or explain:
         columns.append(f"{row['score']:.4f}")
@@ -135,12 +132,12 @@ def _text(streams: out.Out, row: dict[str, Any], many: bool, scores: bool, expla
 
 def _done(result: dict[str, Any]) -> str:
     line = (
-        f"{result['pairs']} ranked in {out.clock(result['seconds'])}, {result['documents_per_second']:.1f} documents/s"
+        f"{result['pairs']} ranked in {out_.clock(result['seconds'])}, {result['documents_per_second']:.1f} documents/s"
     )
     return line + (f", {result['failed']} inputs left out" if result["failed"] else "")
 
 
-def _selftest(streams: out.Out, events: Any) -> None:
+def _selftest(streams: out_.Out, events: Any) -> None:
     result = streams.run(events)
     if streams.json:
         streams.document(result)

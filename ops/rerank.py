@@ -6,25 +6,31 @@ then every query scores them window by window.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from typing import Any, BinaryIO
 
 from .base.errors import QwenchError
 from .base.events import Advanced, Chose, Event, Events, Finished, Produced, Started, Warned
 from .base.paths import local
+from .jobs import output
+from .jobs.journal import Entry, Journal, kept
 from .kernels.choose import prepared
 from .scoring.reranker import Reranker, RerankSettings, Scored
 from .text.candidates import Candidate, CandidateOptions, read_candidates, read_queries, read_run
 from .text.chunks import ChunkOptions, Tokenize, tokenizers_adapter
+from .text.fields import beside
 
-#: documents and characters tokenised and scored at a time
+#: documents and characters tokenised and scored at a time; with an output fewer, as a kill costs a window
 WINDOW = 1024
+KEPT_WINDOW = 128
 WINDOW_CHARS = 1 << 20
 
 
@@ -41,6 +47,9 @@ class RerankOptions:
         stable: keep the order of the input.
         keep_going: bad inputs are told and left out instead of ending the run.
         chunk_tokens: tokens per passage, 0 for 512 or the model's limit.
+        explain: rows have margin and seconds, too, see `row_of`.
+        out: .jsonl or .parquet for the rows, - for none; scores are kept in a journal beside it.
+        force: begin anew over what is there.
     """
 
     query: str = ""
@@ -53,6 +62,9 @@ class RerankOptions:
     stable: bool = False
     keep_going: bool = False
     chunk_tokens: int = 0
+    explain: bool = False
+    out: str = "-"
+    force: bool = False
     settings: RerankSettings = field(default_factory=RerankSettings)
 
 
@@ -107,12 +119,33 @@ class Table:
 def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
     """Rank candidates by their relevance to each query.
 
-    Yields Chose, Warned, Advanced in documents, Produced rows (query_id, kind, label, doc_id, rank, score, margin,
-    tokens, truncated, seconds, record), best first query by query, and Finished with counts and speed.
+    Yields Chose, Warned, Kept, Advanced in documents, without an output Produced rows (query_id, kind, label, doc_id,
+    rank, score, margin, tokens, truncated, seconds, record), best first query by query, and Finished with counts and
+    speed.
 
     Raises:
-        QwenchError: not a reranker; a bad input (unless keep_going); an empty or too long query.
+        QwenchError: not a reranker; a bad input (unless keep_going); an empty or too long query; another job at the
+            output.
     """
+    if options.out == "-":
+        yield from _rerank(options, stdin, None)
+        return
+    with kept(output.check(options.out), options.force) as (journal, said):
+        yield from said
+        yield from _rerank(options, stdin, journal)
+
+
+def row_of(row: dict[str, Any], options: RerankOptions) -> dict[str, Any]:
+    """The candidate's own object with what was found; what it has under these names is kept as `search_NAME`."""
+    found = {name: row[name] for name in ("score", "rank", "tokens", "truncated")}
+    if options.queries is not None:
+        found["query_id"] = row["query_id"]
+    if options.explain:
+        found |= {"margin": row["margin"], "seconds": round(row["seconds"], 6)}
+    return beside(row["record"], found, "search_")
+
+
+def _rerank(options: RerankOptions, stdin: BinaryIO | None, journal: Journal | None) -> Events:
     from .models.hub import resolve
 
     for name in options.candidates.paths:
@@ -148,11 +181,24 @@ def rerank(options: RerankOptions, stdin: BinaryIO | None = None) -> Events:
         yield Started("load", None, "")
         model = loaded()
         yield from (Chose(name, c.value, c.reason) for name, c in model.choices.items())
+        if journal is not None:
+            yield from journal.take(_settings(model, options), options.force)
         begun = time.monotonic()
         tables = {name: Table(documents) for name, documents in plan.documents.items()}
-        yield from _scores(model, queries, tables, spool)
-        for name, _ in queries:
-            yield from _results(options, name, tables[name], spool, totals, model.max_tokens)
+        yield from _scores(model, queries, tables, spool, journal)
+
+        def results(totals: dict[str, int]) -> Iterator[Event]:
+            for name, _ in queries:
+                yield from _results(options, name, tables[name], spool, totals, model.max_tokens)
+
+        if journal is None:
+            yield from results(totals)
+        else:
+            yield from (event for event in results(totals) if not isinstance(event, Produced))
+            output.write(
+                journal.out,
+                lambda: (row_of(e.row, options) for e in results(Counter()) if isinstance(e, Produced)),
+            )
     seconds = time.monotonic() - begun
     pairs = sum(map(len, plan.documents.values())) if len(spool) else 0
     yield Finished(
@@ -215,7 +261,22 @@ def _plan(queries: list[tuple[str, str]], run: dict[str, list[str]] | None, spoo
     return _Plan(plan, missing)
 
 
-def _windows(documents: Sequence[int], spool: Spool) -> Iterator[tuple[list[int], list[str]]]:
+def _settings(model: Reranker, options: RerankOptions) -> dict[str, Any]:
+    """What a score depends on."""
+    checkpoint, asked = model.checkpoint, options.settings
+    return {
+        "job": "rerank",
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        **{name: choice.value for name, choice in model.choices.items() if name in ("kind", "dtype")},
+        "quantize": asked.runtime.quantize,
+        "instruction": asked.instruction,
+        "max_tokens": model.max_tokens,
+        "long": asked.long,
+    }
+
+
+def _windows(documents: Sequence[int], spool: Spool, window: int) -> Iterator[tuple[list[int], list[str]]]:
     """Positions in `documents` with their texts, a bounded amount at a time."""
     positions: list[int] = []
     texts: list[str] = []
@@ -224,14 +285,20 @@ def _windows(documents: Sequence[int], spool: Spool) -> Iterator[tuple[list[int]
         positions.append(position)
         texts.append(spool[index].text)
         size += len(texts[-1])
-        if len(texts) >= WINDOW or size >= WINDOW_CHARS:
+        if len(texts) >= window or size >= WINDOW_CHARS:
             yield positions, texts
             positions, texts, size = [], [], 0
     if texts:
         yield positions, texts
 
 
-def _scores(model: Reranker, queries: list[tuple[str, str]], tables: dict[str, Table], spool: Spool) -> Events:
+def _scores(
+    model: Reranker,
+    queries: list[tuple[str, str]],
+    tables: dict[str, Table],
+    spool: Spool,
+    journal: Journal | None,
+) -> Events:
     """Fill the tables; queries that rank the same documents share the reading and tokenising of a window."""
     total = sum(len(t.documents) for t in tables.values())
     yield Started("rerank", total, "")
@@ -241,18 +308,36 @@ def _scores(model: Reranker, queries: list[tuple[str, str]], tables: dict[str, T
         groups.setdefault(documents if isinstance(documents, range) else tuple(documents), []).append((name, text))
     done, begun = 0, time.monotonic()
     for documents, group in groups.items():
-        for positions, texts in _windows(documents, spool):
-            ids = model.documents(texts)
+        for positions, texts in _windows(documents, spool, KEPT_WINDOW if journal else WINDOW):
+            ids = cache(partial(model.documents, texts))
             for name, text in group:
-                question = model.question(text)
-                results = [Scored(i) for i in range(len(texts))]
-                for index in model.scored(question, texts, ids, results):
-                    if results[index].windows == 1:
-                        done += 1
-                        speed = done / max(time.monotonic() - begun, 1e-6)
-                        yield Advanced("rerank", 1, detail=f"{speed:.1f} documents/s")
+                key, digest = f"{name}/{positions[0]}", _digest(text, texts)
+                results = _known(journal, key, digest)
+                if results is None:
+                    results, question = [Scored(i) for i in range(len(texts))], model.question(text)
+                    for index in model.scored(question, texts, ids(), results):
+                        if results[index].windows == 1:
+                            done += 1
+                            speed = done / max(time.monotonic() - begun, 1e-6)
+                            yield Advanced("rerank", 1, detail=f"{speed:.1f} documents/s")
+                    if journal is not None:
+                        journal.add(key, digest, Entry({"scores": [asdict(r) for r in results]}, None, {}))
+                else:
+                    yield Advanced("rerank", len(results))
                 for position, result in zip(positions, results, strict=True):
                     tables[name].put(position, result)
+
+
+def _digest(query: str, texts: list[str]) -> str:
+    return hashlib.blake2b(json.dumps([query, *texts]).encode(), digest_size=12).hexdigest()
+
+
+def _known(journal: Journal | None, key: str, digest: str) -> list[Scored] | None:
+    """What the journal has of a window."""
+    if journal is None or not journal.done(key, digest):
+        return None
+    entry = journal.entry(key)
+    return [Scored(**told) for told in entry.found["scores"]] if entry else None
 
 
 def _results(

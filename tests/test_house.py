@@ -162,6 +162,7 @@ URLS = [
     "search s3://b/n.lance words",
     "rerank words s3://b/docs",
     "rerank --queries s3://b/q.jsonl docs",
+    "rerank words docs --out s3://b/o.jsonl",
     "chat hello --continue s3://b/t.jsonl",
     "chat --prompts s3://b/q.jsonl",
     "chat --prompts docs --sweep 0 --plot s3://b/p.png",

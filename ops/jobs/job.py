@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..base.errors import QwenchError
-from ..base.events import Advanced, Events, Finished, Kept, Produced, Started, Warned
-from ..base.lock import Lock
+from ..base.events import Advanced, Events, Finished, Produced, Started, Warned
 from ..text.fields import beside
 from ..text.row_output import jsonable
 from ..text.rows import Malformed
 from . import output
-from .journal import Entry, Journal
+from .journal import Entry, Journal, kept
 from .rows import Row, Table
 from .work import Desk, Work
 
@@ -93,15 +92,8 @@ class Job:
         if out is None or o.dry_run:
             yield from self._run(None, None)
             return
-        journal = Journal(out)
-        with Lock(out) as lock:
-            if lock.note:
-                yield Warned("lock", lock.note)
-            if not o.force and journal.settings() is None and out.exists():
-                raise QwenchError(
-                    f"the output is there, and no job that could go on with it: `{out}`",
-                    "choose another --out, or write over it with --force",
-                )
+        with kept(out, o.force) as (journal, said):
+            yield from said
             yield from self._run(out, journal)
 
     def _run(self, out: Path | None, journal: Journal | None) -> Events:
@@ -111,12 +103,7 @@ class Job:
             there = None if o.force else journal.settings()
             if there is not None:
                 self.work.adopt(there)
-            settings = {"job": self.work.name, **self.work.settings}
-            if there is None:
-                journal.begin(settings)
-            else:
-                journal.go_on(settings)
-            yield Kept(str(journal.path), "--force left out" if o.force else None)
+            yield from journal.take({"job": self.work.name, **self.work.settings}, o.force)
         plan = yield from self._planned(journal)
         yield from self.work.remarks()
         if o.dry_run:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..base.atomic import append, hidden, trouble, write
 from ..base.errors import QwenchError
+from ..base.events import Kept, Warned
+from ..base.lock import Lock
 
 #: ending of a journal's name
 JOURNAL = ".job"
@@ -60,6 +63,18 @@ class Journal:
                 f"the journal of `{self.out}` is damaged or of another version: `{self.path}`",
                 "begin anew with --force",
             ) from error
+
+    def take(self, settings: Mapping[str, Any], force: bool = False) -> Iterator[Kept]:
+        """Go on, or begin where there is nothing to go on with; tells what is kept.
+
+        Raises:
+            QwenchError: see `go_on`; it cannot be written.
+        """
+        if force or self.settings() is None:
+            self.begin(settings)
+        else:
+            self.go_on(settings)
+        yield Kept(str(self.path), "--force left out" if force else None)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """A new one in the place of what is there.
@@ -119,6 +134,23 @@ class Journal:
             file.seek(self._at[key][0])
             told = json.loads(file.readline())
         return Entry(told["found"], told["failed"], told["counts"])
+
+
+@contextmanager
+def kept(out: Path, force: bool = False) -> Iterator[tuple[Journal, list[Warned]]]:
+    """(the journal of an output that is this run's alone, what is to be said of that)
+
+    Raises:
+        QwenchError: another run is at it, or a file that no job made is there.
+    """
+    journal = Journal(out)
+    with Lock(out) as lock:
+        if not force and journal.settings() is None and out.exists():
+            raise QwenchError(
+                f"the output is there, and no job that could go on with it: `{out}`",
+                "choose another --out, or write over it with --force",
+            )
+        yield journal, [Warned("lock", lock.note)] if lock.note else []
 
 
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

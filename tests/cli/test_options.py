@@ -128,6 +128,8 @@ REFUSED = [
     ("search i --optimize --min-score 0.5", "--min-score"),
     ("rerank q f --selftest --top 3", "--top"),
     ("rerank q -0 --input json", "--input"),
+    ("rerank q f --out o.jsonl --scores", "--scores"),
+    ("rerank q f --force", "--force"),
     ("chat hi --batch 2", "--batch"),
     ("chat hi --answer-field a", "--answer-field"),
     ("chat hi --logprobs 2", "--logprobs"),

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.events import Produced
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.hub import resolve
 from qwench.ops.scoring.reranker import Reranker, RerankSettings
@@ -274,3 +276,57 @@ def test_search_with_a_reranker(qwench: Run, model: Path, tmp_path: Path) -> Non
     hits = qwench(*arguments).stdout
     piped = objects(qwench("rerank", "error handling", "-", "-m", model, "--json", input=hits))
     assert [r["search_rank"] for r in sorted(piped, key=lambda r: r["search_rank"])] == [1, 2, 3]
+
+
+def test_a_killed_run_goes_on_to_the_same_rows(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that were scored are not scored again, and another instruction of the model is another job."""
+    from qwench.ops import rerank as op
+
+    class Killed(BaseException):
+        pass
+
+    (tmp_path / "queries.tsv").write_text("a\tpoem\nb\terror\n")
+    rows = [{"text": text, "score": "mine"} for text in tiny.real_texts(9, 200)]
+    (tmp_path / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(op, "KEPT_WINDOW", 4)
+    scored, kill, real = [], [3], Reranker.scored
+
+    def counted(self: Reranker, question: Any, texts: list[str], *rest: Any):
+        scored.append(len(texts))
+        if len(scored) == kill[0]:
+            raise Killed
+        return real(self, question, texts, *rest)
+
+    monkeypatch.setattr(Reranker, "scored", counted)
+
+    def run(out: str, **more: Any) -> list[Any]:
+        settings = RerankSettings(runtime=Runtime(device="cpu"), max_tokens=more.pop("max_tokens", None))
+        candidates = op.CandidateOptions(paths=(str(tmp_path / "docs.jsonl"),))
+        queries = str(tmp_path / "queries.tsv")
+        asked = op.RerankOptions(
+            model=str(model), queries=queries, candidates=candidates, settings=settings, out=out, **more
+        )
+        return list(op.rerank(asked))
+
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    with pytest.raises(Killed):
+        run(str(out))
+    assert not out.exists()
+    kill[0], scored[:] = 0, []
+    events = run(str(out))
+    # Three windows for each of two queries, of which two were there.
+    assert len(scored) == 4 and events[-1].result["pairs"] == 18
+    run(str(whole))
+    assert out.read_bytes() == whole.read_bytes()
+    printed = [op.row_of(e.row, op.RerankOptions(queries="q")) for e in run("-") if isinstance(e, Produced)]
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["query_id"], r["rank"], r["search_score"], r["text"]) for r in kept] == [
+        (r["query_id"], r["rank"], "mine", r["text"]) for r in printed
+    ]
+    assert [r["score"] for r in kept] == pytest.approx([r["score"] for r in printed], abs=1e-5)
+    # What is chosen of the scores is no setting; what they depend on is.
+    scored.clear()
+    run(str(out), top=1)
+    assert scored == [] and len(out.read_text().splitlines()) == 2
+    with pytest.raises(QwenchError, match="max_tokens was"):
+        run(str(out), max_tokens=40)
