@@ -105,7 +105,7 @@ def run(line: str, checkout: Path, start: Path, work: Path) -> tuple[int, str, d
     done = subprocess.run(
         ["bash", "-c", script + line], cwd=place, env=env, capture_output=True, text=True, timeout=600
     )
-    new = {n: h for n, h in snapshot(place).items() if before.get(n) != h and "notes.lance/" not in n}
+    new = {n: h for n, h in snapshot(place).items() if before.get(n) != h and ".lance/" not in n}
     return done.returncode, CLOCK.sub("N", done.stdout), new
 
 
