@@ -18,6 +18,7 @@ from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Chose, Finished, Produced, Warned
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.chat import Chat, ChatOptions, many
+from qwench.ops.jobs.job import JobOptions
 from qwench.ops.writing.engines import writer_of
 from qwench.ops.writing.http import Client, Patience
 from qwench.ops.writing.local import LocalWriter
@@ -590,7 +591,7 @@ def test_characters_cut_between_events() -> None:
     assert whole.push("\udce2") == "" and whole.flush() == "�"
 
 
-def test_a_conversation(stub: Stub, thinker: Path) -> None:
+def test_a_conversation(stub: Stub, thinker: Path, tmp_path: Path) -> None:
     stub.models, stub.brain = ["one", "two"], thinking
     runtime = Runtime(engine=stub.address, tokenizer=str(thinker))
     chat = Chat(ChatOptions("one", think_budget="6", runtime=runtime, sampling=GREEDY))
@@ -612,9 +613,10 @@ def test_a_conversation(stub: Stub, thinker: Path) -> None:
     with pytest.raises(QwenchError):
         list(chat.turn("Where?"))
     assert chat.messages == kept
-    rows = [(n + 1, {"prompt": "Where?", "n": n}) for n in range(5)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": "Where?", "n": n}) + "\n" for n in range(5)))
     options = ChatOptions("one", think_budget="6", slots=4, runtime=runtime, sampling=GREEDY)
-    found = [e.row for e in many(options, rows) if isinstance(e, Produced)]
+    found = [e.row for e in many(options, JobOptions(str(rows))) if isinstance(e, Produced)]
     assert [(r["n"], r["answer"]) for r in found] == [(n, ANSWER) for n in range(5)]
     assert "stream" not in stub.posts()[-1]
 
