@@ -6,7 +6,7 @@ index=demo/qwench.lance
 mkdir -p demo
 $qwench embed README.md docs CONTRIBUTING.md --exclude cli.md --exclude '*.svg' --out "$index" --model minilm
 for question in \
-    "What happens when a run is killed in the middle?" \
+    "What happens when an embedding run is killed in the middle?" \
     "Why is bfloat16 slow on my CPU?" \
     "How do I add a new subcommand?"
 do

@@ -52,8 +52,8 @@ def gaps(names: list[str], config: dict[str, Any]) -> list[str]:
     return found
 
 
-def whole(source: Source, config: dict[str, Any]) -> None:
-    """Refuse a part of a model.
+def whole(source: Source, config: dict[str, Any], layers: bool = True) -> None:
+    """Refuse a part of a model; `layers`: also one that lacks tensors of a layer.
 
     Raises:
         QwenchError: a lone shard, or one without all of its layers.
@@ -62,7 +62,7 @@ def whole(source: Source, config: dict[str, Any]) -> None:
         raise QwenchError(
             f"the file is part {part[0]} of {part[1]}, not the whole model: `{source.path}`", "give the folder"
         )
-    if found := gaps(list(source.infos), config):
+    if layers and (found := gaps(list(source.infos), config)):
         more = f", and {len(found) - 1} more" if len(found) > 1 else ""
         raise QwenchError(
             f"the checkpoint is not whole: {found[0]}{more}: `{source.path}`",

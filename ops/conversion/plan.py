@@ -73,17 +73,20 @@ class ConvertOptions:
     runtime: Runtime = field(default_factory=Runtime)
 
 
-def plan_conversion(source: Source, options: ConvertOptions) -> Plan:
+def plan_conversion(source: Source, options: ConvertOptions, layers: bool = True) -> Plan:
     """What will be written, from headers and config alone.
 
     Every step reads the plan as the steps before it left it: a head made of others' rows is made of merged ones.
+
+    Args:
+        layers: refuse a checkpoint that lacks tensors of a layer.
 
     Raises:
         QwenchError: options that do not fit the checkpoint, or a checkpoint that is not whole.
     """
     _check(options)
     config = source.config()
-    whole(source, config)
+    whole(source, config, layers)
     plan = Plan([], notes=list(source.problems))
     to = target_format(source, options)
     dtype = None if options.dtype == "auto" or to == "gguf" else options.dtype

@@ -136,7 +136,8 @@ def _open(model: str, options: MergeOptions) -> Input:
         named.model, options.out, to="safetensors", lora=lora, runtime=Runtime(offline=runtime.offline)
     )
     files = [f for name in lora for f in adapter_files(adapter_folder(name, runtime.offline))]
-    return Input(model, source, plan_conversion(source, how), files)
+    # What a model lacks is told beside the others, and may be copied from them.
+    return Input(model, source, plan_conversion(source, how, layers=False), files)
 
 
 def _texts(recipe: Recipe, inputs: Mapping[str, Input], first: Input, options: MergeOptions) -> Input:

@@ -104,6 +104,8 @@ def _objects(rows: Iterable[tuple[str, Any]]) -> Rows:
     for place, row in rows:
         if isinstance(row, Malformed):
             raise QwenchError(f"{place} {row}", 'give {"prompt": "..."} on every line')
+        if not isinstance(row, dict):
+            raise QwenchError(f"{place} is no JSON object", 'give {"prompt": "..."} on every line')
         found.append((place, row))
     return found
 

@@ -398,9 +398,9 @@ def test_wrong_words_get_a_sentence(models, qwench, tmp_path: Path) -> None:
         assert done.returncode == 1 and words in done.stderr, done.stderr
     done = qwench("merge", a, b, c, "--t", "0.5", "--out", tmp_path / "o")
     assert done.returncode == 2 and "--weight" in done.stderr
-    (tmp_path / "r.yml").write_text("merge_method: linear\nmodels: [{model: x}]\nmodules: {}\n")
+    (tmp_path / "r.yml").write_text("merge_method: linear\nmodels: [{model: x}]\nnonsense: {}\n")
     done = qwench("merge", "--config", tmp_path / "r.yml", "--out", tmp_path / "o")
-    assert done.returncode == 1 and "`modules`" in done.stderr
+    assert done.returncode == 1 and "`nonsense`" in done.stderr
     done = qwench("merge", a, b, "--out", tmp_path / "deep" / "o")
     assert done.returncode == 1 and "make it first" in done.stderr
 
@@ -463,7 +463,7 @@ def test_an_interrupted_merge_is_gone_on_with(models, tmp_path: Path, monkeypatc
     from qwench.ops.checkpoint import writer
     from qwench.ops.merging.work import Task
 
-    how = {"models": tuple(str(models["float32"][n]) for n in "ab"), "method": "linear", "threads": 1}
+    how = {"models": tuple(str(models["float32"][n]) for n in "ab"), "method": "linear", "runtime": Runtime(threads=1)}
     whole = merged(tmp_path / "whole", **how)
     monkeypatch.setattr(writer, "SYNC_BYTES", 1)
     real, count = Task.merged, 0

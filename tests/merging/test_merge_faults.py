@@ -126,7 +126,7 @@ def test_models_on_the_hub_are_compared_before_they_are_downloaded(tmp_path: Pat
             plan_of(other, "org/other")
         words = caught.value.message
         assert "up_proj" in words and "lacks" in words and "input_layernorm" in words
-    with pytest.raises(RuntimeError, match="downloaded"):
+    with pytest.raises(QwenchError, match="downloaded"):
         plan_of(str(a), "org/same")
     assert asked == ["org/other", "org/same", "org/other", "org/same"]
 
