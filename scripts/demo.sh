@@ -7,7 +7,7 @@ mkdir -p demo
 $qwench embed README.md docs CONTRIBUTING.md --exclude cli.md --exclude '*.svg' --out "$index" --model minilm
 for question in \
     "What happens when an embedding run is killed in the middle?" \
-    "Why is bfloat16 slow on my CPU?" \
+    "How do I install tab completion?" \
     "How do I add a new subcommand?"
 do
     printf '\n\033[1m%s\033[0m\n' "$question"

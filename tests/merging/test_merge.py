@@ -481,7 +481,7 @@ def test_an_interrupted_merge_is_gone_on_with(models, tmp_path: Path, monkeypatc
     assert not (tmp_path / "o").exists() and (tmp_path / "o.part").exists()
     monkeypatch.setattr(Task, "merged", real)
     with pytest.raises(QwenchError, match="another job: --"):
-        merged(tmp_path / "o", **how | {"max_shard_size": "1GB"})
+        merged(tmp_path / "o", **how | {"weight": "1,3"})
     result = list(merge(MergeOptions(out=str(tmp_path / "o"), **how)))[-1].result
     assert 0 < result["resumed_bytes"] < result["bytes"]
     again = shards(tmp_path / "o")
