@@ -98,9 +98,10 @@ def test_what_is_no_row_is_told_with_its_line() -> None:
     [
         ("x.jsonl", None, "is not there"),
         ("x.parquet", b"PAR1 no", "cannot be read as Parquet"),
-        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot be read"),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "cannot be read"),
         ("https://x.org/a.jsonl", None, "is a URL"),
     ],
+    ids=["missing", "parquet", "cut_gzip", "url"],
 )
 def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, name: str, data: bytes | None, what: str) -> None:
     if data is not None:
