@@ -202,16 +202,23 @@ class GgufReader:
         """Tokenizer files rebuilt."""
         return files_of(Account(self.file.said, "the GGUF file"), str(self.file.path))
 
-    def left_behind(self) -> list[str]:
-        """Names of metadata that config and tokenizer files say nothing of.
+    def unheard(self) -> list[str]:
+        """Settings of the architecture that the config says nothing of, and that change nothing of what is computed.
 
         Raises:
             QwenchError: a setting or tensor that changes what the model computes and that transformers cannot say.
         """
-        said, at = self.file.said, len(self.arch) + 1
         self._tensors_fit()
-        _, held = config_of(said, 0, False, "float32", set(), False)
-        left = held.close(GGUF, SILENT_GGUF.__contains__, "config.json")
+        _, held = config_of(self.file.said, 0, False, "float32", set(), False)
+        return held.close(GGUF, SILENT_GGUF.__contains__, "config.json")
+
+    def left_behind(self) -> list[str]:
+        """Names of metadata that config and tokenizer files say nothing of.
+
+        Raises:
+            QwenchError: see `unheard`.
+        """
+        said, at, left = self.file.said, len(self.arch) + 1, self.unheard()
         texts = {k: v for k, v in said.items() if k[:at] != f"{self.arch}."}
         texts = Account(Fields(texts, said.file, said.kinds), "the GGUF file")
         if files_of(texts, str(self.file.path)):

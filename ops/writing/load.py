@@ -7,6 +7,7 @@ from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.runtime import Runtime
+from ..checkpoint.adapter import adapter_alone
 from ..checkpoint.gguf_reader import GgufReader
 from ..checkpoint.reader import Source
 from ..checkpoint.sidecars import json_of
@@ -59,9 +60,12 @@ def load_causal(
         streams: of a ParScale checkpoint, 0 for its own number, 1 for the decoder without them.
 
     Raises:
-        QwenchError: an architecture or a rotary kind that is not known, gates, a damaged or incomplete checkpoint.
+        QwenchError: an architecture, a rotary kind or a setting that is not known, gates, an adapter, a damaged or
+            incomplete checkpoint.
     """
     r = runtime or Runtime()
+    if error := adapter_alone(checkpoint.path):
+        raise error
     source = Source(checkpoint.path, checkpoint.reader)
     # The head of a GGUF file is parsed once.
     checkpoint = replace(checkpoint, reader=checkpoint.reader or source.reader)
@@ -80,6 +84,8 @@ def load_causal(
     runner = pick_engine(
         r.engine, checkpoint.path, where.value, r.quantize, reason, _slower(source, config, fast.value), " ".join(asked)
     )
+    if runner.value != "llama.cpp" and isinstance(source.reader, GgufReader):
+        source.reader.unheard()
     long = stretched(config, context) if context > config["max_position_embeddings"] else None
     tokenizer, files = texts_of(source)
     running: Engine

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 from qwench.ops.base.errors import QwenchError
+from qwench.ops.base.runtime import Runtime
 from qwench.ops.checkpoint.gguf_file import GgufFile
 from qwench.ops.inspect import inspect
+from qwench.ops.models.hub import resolve
+from qwench.ops.writing.load import load_causal
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
@@ -174,6 +177,9 @@ def test_gguf_keys_that_change_the_model_are_refused(keys: dict[str, Any], tmp_p
     written(tmp_path / "x.gguf", **keys)
     with pytest.raises(QwenchError, match=next(iter(keys)).replace("__", ".")):
         run(tmp_path / "x.gguf", tmp_path / "o")
+    # ... and before anything is written with the file as it is.
+    with pytest.raises(QwenchError, match=next(iter(keys)).replace("__", ".")):
+        load_causal(resolve(str(tmp_path / "x.gguf")), Runtime(device="cpu", engine="torch"))
 
 
 def test_experts_of_mixtral_stay_gguf(tmp_path: Path) -> None:

@@ -60,6 +60,13 @@ def told(qwen: LocalWriter, ids: list[int]) -> str:
     return qwen.loaded.tokenizer.backend.decode(ids, skip_special_tokens=False)
 
 
+def test_weights_beside_an_adapter_are_no_model_to_write_with(tmp_path: Path) -> None:
+    folder = byte_decoder(tmp_path / "m", "qwen3")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "me/base"}')
+    with pytest.raises(QwenchError, match=r"an adapter, not a model.*me/base"):
+        writer(folder)
+
+
 @pytest.mark.parametrize("prefix", ["The answer is", " two  \n ", "no\n\n"])
 def test_a_prefix_is_part_of_the_prompts_text(qwen: LocalWriter, prefix: str) -> None:
     bare, _ = qwen.loaded.template.render(HI, thinking=True)
