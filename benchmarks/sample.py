@@ -49,7 +49,7 @@ def run_writer(writer, model: str, count: int) -> dict:
         Ask(i, ids=ids, samples=SAMPLES, sampling=SAMPLING, seed=i, max_tokens=TOKENS, budget=0)
         for i, ids in enumerate(prompts(model, count))
     ]
-    list(writer.run(asks[:1]))
+    list(writer.run([Ask("warm", ids=asks[0].ids[::-1], sampling=SAMPLING, max_tokens=4, budget=0)]))
     begun = time.perf_counter()
     turns = [t for t in writer.run(asks) if isinstance(t, Turn)]
     seconds = time.perf_counter() - begun
@@ -97,7 +97,7 @@ def run_transformers(model: str, count: int, together: int) -> dict:
         )
         return made.shape[0] * (made.shape[1] - longest)
 
-    generate(asked[:1])
+    generate([asked[0][::-1]])
     begun = time.perf_counter()
     tokens = sum(generate(asked[i : i + together]) for i in range(0, count, together))
     return {

@@ -123,7 +123,7 @@ def _from_file(ctx: typer.Context, path: Path, known: dict[str, Any]) -> dict[st
         if str(ctx.get_parameter_source(name)).endswith("COMMANDLINE"):
             continue
         try:
-            checked[name] = parameters[name].type_cast_value(ctx, value)
+            checked[name] = parameters[name].process_value(ctx, value)
         except typer.BadParameter as error:
             raise QwenchError(f"`{name}` in `{path}`: {error.message}", "write TOML: lr = 0.001", 2) from error
     return checked
@@ -181,8 +181,11 @@ def _planned(plan: dict[str, Any]) -> str:
         law = ", ".join(f"{name} {gain:.3f}" for name, gain in run["predicted_gain"].items())
         lines.append(
             f"{run['streams']} streams: {run['added'] / 1e6:.2f} M added, {run['trained'] / 1e6:.2f} M trained, "
-            f"{run['flops']:.2g} FLOP, about {size(run['memory'])}, about {clock(run['seconds'])}; law: {law}"
+            f"{run['flops']:.2g} FLOP, about {size(run['memory'])}, training about {clock(run['seconds'])}; law: {law}"
         )
+    baseline = plan["baseline_seconds"]
+    trained = "" if baseline is None else f"the baseline about {clock(baseline)}, "
+    lines.append(f"{trained}all of it, with its held-out losses, about {clock(plan['seconds'])}")
     return "\n".join([*lines, plan["note"]])
 
 

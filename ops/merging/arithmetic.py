@@ -150,6 +150,8 @@ def coefficients(aa: float, bb: float, ab: float, t: float) -> tuple[float, floa
     if not abs(cosine) <= 0.9995:
         return 1 - t, t
     theta = math.acos(cosine)
+    if not math.isfinite((1 - t) * theta):
+        return math.nan, math.nan
     return math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta)
 
 

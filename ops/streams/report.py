@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .options import steps_of, tokens_of
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def estimate(work: Work) -> dict[str, Any]:
-    """Parameters, FLOPs, memory and time of every number of streams; time from one batch measured now."""
+    """Parameters, FLOPs, memory and time of every number of streams, and the time of all; from batches measured now.
+
+    `seconds` of a run are those of its training; `measuring_seconds` those of its held-out losses before, between and
+    after. `seconds` beside the runs are of all that is done, the baseline and the base's loss included.
+    """
     from ..training.loss import ROOM
     from .law import PUBLISHED
     from .size import added_of, base_parameters
@@ -22,9 +27,12 @@ def estimate(work: Work) -> dict[str, Any]:
     o, rows = work.o, []
     counts = base_parameters(work.config)
     kept = 2 if work.dtype.value == "bfloat16" and o.train == "added" else 4
+    whole = _measuring(work, 1, 0)
+    baseline = sum(_seconds(work, work.prepare(1))) if o.baseline else None
     for streams in o.streams:
         module = work.prepare(streams)
-        seconds = _one_batch(work, module)
+        seconds, measuring = _seconds(work, module)
+        whole += seconds + measuring
         cost = training_cost(
             work.config,
             streams,
@@ -46,7 +54,8 @@ def estimate(work: Work) -> dict[str, Any]:
                 "flops": cost.flops,
                 # Logits exist a chunk at a time here: values, gradient and its cast.
                 "memory": cost.memory - cost.logits + min(ROOM, o.batch * o.seq_len * work.config["vocab_size"]) * 10,
-                "seconds": round(seconds * steps_of(o) * o.grad_accum, 1),
+                "seconds": round(seconds, 1),
+                "measuring_seconds": round(measuring, 1),
                 "predicted_gain": laws,
             }
         )
@@ -58,22 +67,42 @@ def estimate(work: Work) -> dict[str, Any]:
         "train_blocks": len(work.blocks.train),
         "held_out_blocks": len(work.blocks.held_out),
         "runs": rows,
+        "baseline_seconds": None if baseline is None else round(baseline, 1),
+        "seconds": round(whole + (baseline or 0), 1),
         "note": "predicted_gain is the scaling law of arXiv 2505.10475 for pre-training, in nats a token: no promise",
     }
 
 
-def _one_batch(work: Work, module: nn.Module) -> float:
-    """Seconds of one forward and backward pass."""
+def _seconds(work: Work, module: nn.Module) -> tuple[float, float]:
+    """(seconds of a run's training, seconds of its held-out losses: before, between and after)."""
+    o, ids = work.o, work.blocks.train[: work.o.batch].to(work.device.value)
+    batch = _timed(work, lambda: module.train()(ids)["loss"].backward())
+    module.zero_grad(set_to_none=True)
+    steps = steps_of(o)
+    return batch * steps * o.grad_accum, _measuring(work, 2, (steps - 1) // work.train_options().eval_every)
+
+
+def _measuring(work: Work, times: int, between: int) -> float:
+    """Seconds of `times` whole measurements of the model as it is, and of `between` on a quarter of the blocks."""
+    from .measure import held_out
+
+    blocks, batch = work.blocks.held_out, work.o.batch
+    one = blocks[:batch]
+    whole = _timed(work, lambda: work.look(one))
+    plain = _timed(work, lambda: held_out(work.model, one, batch)) if between else 0.0
+    return (times * whole + between * plain / 4) * len(blocks) / len(one)
+
+
+def _timed(work: Work, run: Callable[[], object]) -> float:
+    """Seconds of the second time."""
     import torch
 
-    ids = work.blocks.train[: work.o.batch].to(work.device.value)
     for _ in range(2):
         begun = time.perf_counter()
-        module.train()(ids)["loss"].backward()
+        run()
         if work.device.value.startswith("cuda"):
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begun
-    module.zero_grad(set_to_none=True)
     return seconds
 
 

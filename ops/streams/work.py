@@ -208,13 +208,17 @@ class Work:
             threads=pick_threads(o.runtime.threads).value,
         )
 
-    def measured(self, name: str) -> Iterator[Event]:
-        """Held-out loss of the model as it is, under `name`; what its streams do."""
+    def look(self, blocks: Tensor) -> dict[str, Any]:
+        """Held-out loss of blocks, and what streams do where there are some."""
         from .measure import held_out, streams_apart
 
+        batch = self.o.batch
+        return streams_apart(self.model, blocks, max(batch // 2, 1)) or held_out(self.model, blocks, batch)
+
+    def measured(self, name: str) -> Iterator[Event]:
+        """Held-out loss of the model as it is, under `name`; what its streams do."""
         yield Started(f"measure {name}")
-        blocks, batch = self.blocks.held_out, self.o.batch
-        found = streams_apart(self.model, blocks, max(batch // 2, 1)) or held_out(self.model, blocks, batch)
+        found = self.look(self.blocks.held_out)
         self.losses[name] = found
         yield Produced({"event": "measured", "name": name} | {k: v for k, v in found.items() if k != "by_block"})
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from qwench.ops.base.events import Advanced, Finished, Produced, Warned
 from qwench.ops.base.lock import Lock
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.models.tokenizer import TextTokenizer
+from qwench.ops.streams import report
 from qwench.ops.streams.measure import gain, held_out, streams_apart
 from qwench.ops.streams.work import Work
 from qwench.ops.training.data import Blocks, DataOptions, end_of, read_blocks
@@ -396,7 +398,7 @@ def test_wrong_words_get_a_sentence(home: Path, qwench, tmp_path: Path) -> None:
         ({"tokens": 100}, "how long to train", 2),
         ({"smooth": 1.0}, "--smooth", 2),
         ({"prefix_tokens": 64}, "--prefix-tokens", 2),
-        ({"dtype": "float16"}, "float16 is too narrow", 2),
+        ({"runtime": Runtime(dtype="float16")}, "float16 is too narrow", 2),
         ({"out": str(home / "base")}, "there already", 1),
         ({"out": str(tmp_path / "no" / "out")}, "not there", 1),
         ({"out": str(home / "base" / "out")}, "lies in the input", 1),
@@ -433,6 +435,21 @@ def test_progress_and_choices_are_told(home: Path, tmp_path: Path) -> None:
     assert [e.row["step"] for e in events if isinstance(e, Produced) and e.row["event"] == "held_out"] == [1, 2]
     chosen = {e.name: e.reason for e in events if hasattr(e, "reason")}
     assert {"device", "dtype", "threads", "one stream"} <= set(chosen) and all(chosen.values())
+
+
+def test_the_estimate_is_of_all_that_is_done(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_timed", lambda work, run: 1.0)
+    events = op.recycle(options(home, tmp_path / "out", steps=4, eval_every=1, baseline=True))
+    rows = [e.row for e in events if isinstance(e, Produced)]
+    count = Counter(row["event"] for row in rows)
+    assert (count["step"], count["measured"], count["held_out"]) == (8, 5, 6)
+    plan = rows[0]
+    batches = plan["held_out_blocks"] / 2
+    # Every batch takes a second; what is measured in between is a quarter.
+    assert plan["seconds"] == pytest.approx(8 + 5 * batches + 6 * batches / 4, abs=0.1)
+    assert (
+        plan["baseline_seconds"] + plan["runs"][0]["seconds"] + plan["runs"][0]["measuring_seconds"] < plan["seconds"]
+    )
 
 
 RANKED = (
