@@ -171,7 +171,7 @@ def test_points_that_determine_nothing_are_refused() -> None:
     for points, what in (
         (good[:4], "4 points"),
         ([p for p in good if p.streams == 1], "nothing of k"),
-        ([Point(1e9 * (1 + i / 100), 1 + i % 2, 2.0) for i in range(8)], "three sizes"),
+        ([Point(1e9 * (1 + i / 100), 1 + i % 2, 2.0 + i / 100) for i in range(8)], "three sizes"),
         ([Point(p.parameters, p.streams, 2.0) for p in good], "same loss"),
         ([*good, Point(-1e9, 1, 1.0)], "point 25"),
         ([*good, Point(1e9, 1, math.nan)], "loss nan"),
