@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
 from ..base.runtime import Runtime
@@ -14,6 +14,7 @@ from ..checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX
 from ..checkpoint.plan import Output, Plan, parse_size, shards_of
 from ..checkpoint.sidecars import as_json
 from ..checkpoint.tensors import FLOATS
+from ..checkpoint.whole import gaps
 from ..conversion.plan import ConvertOptions, plan_conversion
 from ..models.hub import adapter_folder, open_source, remote_headers
 from .card import model_card
@@ -84,7 +85,13 @@ def plan_merge(recipe: Recipe, options: MergeOptions, opened: Mapping[str, Input
             if not (set(model.labels(name)) & used):
                 why = "in no slice" if sliced else f"not in `{first.model}`"
                 plan.dropped |= dict.fromkeys(model.labels(name), why)
-    _sides(made, first, texts)
+    config = _sides(made, first, texts)
+    if found := gaps([o.name for o in plan.outputs], config):
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        raise QwenchError(
+            f"what the models make together is not whole: {found[0]}{more}",
+            "download or copy the models again, or correct num_hidden_layers in their config.json",
+        )
     plan.shards = shards_of(plan.outputs, parse_size(options.max_shard_size), "model", ".safetensors")
     plan.check([label for i in inputs.values() for label in i.inputs])
     return made
@@ -250,7 +257,8 @@ def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _sides(made: MergePlan, first: Input, texts: Input) -> None:
+def _sides(made: MergePlan, first: Input, texts: Input) -> dict[str, Any]:
+    """Fill the files beside the weights; returns the merged model's config."""
     plan, recipe = made.plan, made.recipe
     plan.copies, plan.side, plan.left = list(first.plan.copies), dict(first.plan.side), list(first.plan.left)
     counts = [s.parts[0].layers or (0, first.layers) for s in recipe.slices]
@@ -281,3 +289,4 @@ def _sides(made: MergePlan, first: Input, texts: Input) -> None:
     plan.side[CONFIG_FILE] = made.yaml.encode()
     plan.side["README.md"] = model_card(recipe, made.yaml).encode()
     plan.copies = [n for n in plan.copies if n not in plan.side]
+    return config

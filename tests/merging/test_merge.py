@@ -371,6 +371,13 @@ def test_a_tensor_one_model_lacks_is_copied_by_name_or_refused(models, tmp_path:
     assert made.plan.dropped == {f"{c}: extra.weight": f"not in `{a}`"}
 
 
+def test_a_tensor_that_all_models_lack_is_not_left_out(models, tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    both = [broken(models["float32"][n], tmp_path / n, lambda w: w.pop(name)) for n in "ab"]
+    with pytest.raises(QwenchError, match=r"layer 1 lacks `mlp\.up_proj\.weight`"):
+        planned(*both, tmp_path)
+
+
 def test_nan_is_traced_to_its_model(models, tmp_path: Path) -> None:
     name = "model.layers.2.mlp.up_proj.weight"
 
