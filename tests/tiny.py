@@ -275,3 +275,66 @@ def byte_decoder(folder: Path, kind: str = "qwen3", *, seed: int = 0, **extra: o
     model.save_pretrained(folder)
     byte_tokenizer(folder)
     return folder
+
+
+#: ChatML as Qwen's reward models end it: without a newline, with an end of text
+REWARD_TEMPLATE = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
+    "{{ '' if loop.last else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}\n<|im_start|>assistant\n{% else %}<|endoftext|>{% endif %}"
+)
+
+
+def chat_tokenizer(folder: Path, template: str = REWARD_TEMPLATE, pad: str | None = None) -> None:
+    """`byte_tokenizer` with the marks of ChatML and of steps: end 256, im_start 257, im_end 258, extra_0 259."""
+    from tokenizers import Tokenizer
+
+    byte_tokenizer(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<extra_0>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    said = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said | ({"pad_token": pad} if pad else {})))
+
+
+def reward_model(
+    folder: Path,
+    kind: str = "mlp",
+    family: str = "qwen2",
+    *,
+    seed: int = 0,
+    positions: int = 512,
+    pad: int | None = None,
+) -> Path:
+    """A tiny random reward model over bytes, written with the published tensor names: mlp, process or linear."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModel
+
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": positions}
+    config = AutoConfig.for_model(family, **shape | ({"head_dim": 16} if family == "qwen3" else {}))
+    model = AutoModel.from_config(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p) * 0.2 if p.dim() > 1 else 1 + 0.1 * torch.randn_like(p))
+    tensors = {f"model.{name}": t.contiguous() for name, t in model.state_dict().items()}
+    if kind == "linear":
+        tensors["score.weight"] = torch.randn(1, 32)
+    else:
+        outputs = {"mlp": 1, "process": 2}[kind]
+        tensors |= {"score.0.weight": torch.randn(32, 32) * 0.3, "score.0.bias": torch.randn(32) * 0.3}
+        tensors |= {"score.2.weight": torch.randn(outputs, 32), "score.2.bias": torch.randn(outputs)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    stem = type(config).__name__.removesuffix("Config")
+    named = {"mlp": "Qwen2ForRewardModel", "process": "Qwen2ForProcessRewardModel"}
+    config.architectures = [named.get(kind, f"{stem}ForSequenceClassification")]
+    if kind == "linear":
+        config.num_labels = 1
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = None, None, None
+    config.save_pretrained(folder)
+    chat_tokenizer(folder)
+    return folder

@@ -91,25 +91,47 @@ class ChatTemplate:
         """
         if self._template is None:
             return "".join(m["content"] for m in messages), ""
+        whole, bare = (self._rendered(messages, add, thinking) for add in (True, False))
+        for message in messages:
+            # What a model said before may lose its thoughts; nobody else's words may be lost.
+            if message.get("role") != "assistant":
+                _there(message, whole)
+        return whole, whole[len(bare) :] if whole.startswith(bare) else ""
+
+    def closed(self, messages: list[Message]) -> str:
+        """A whole conversation, whose last message is the answer, with nothing that opens another.
+
+        Raises:
+            QwenchError: the template refuses the messages, or leaves one or the answer out.
+        """
+        if self._template is None:
+            return "".join(m["content"] for m in messages)
+        text = self._rendered(messages, False, None)
+        for message in messages:
+            if message.get("role") != "assistant" or message is messages[-1]:
+                _there(message, text)
+        return text
+
+    def _rendered(self, messages: list[Message], add: bool, thinking: bool | None) -> str:
+        assert self._template is not None
         extra = {} if thinking is None else {"enable_thinking": thinking}
         from jinja2 import TemplateError
 
         try:
-            whole, bare = (
-                self._template.render(messages=messages, add_generation_prompt=add, **self.specials, **extra)
-                for add in (True, False)
-            )
+            return self._template.render(messages=messages, add_generation_prompt=add, **self.specials, **extra)
         except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
             raise QwenchError(f"the chat template refuses these messages: {error}", "see its roles") from error
-        for message in messages:
-            said = str(message.get("content") or "").strip()
-            # What a model said before may lose its thoughts; nobody else's words may be lost.
-            if message.get("role") != "assistant" and said not in whole:
-                raise QwenchError(
-                    f"the chat template leaves a message out: role `{message.get('role')}`, {said[:40]!r}",
-                    "use the roles it knows: system, user, assistant",
-                )
-        return whole, whole[len(bare) :] if whole.startswith(bare) else ""
+
+
+def _there(message: Message, text: str) -> None:
+    """Raise where a message is not in a rendered text; a thought before an answer may be set apart or left out."""
+    said = str(message.get("content") or "")
+    said = (said.rpartition("</think>")[2] if message.get("role") == "assistant" else said).strip()
+    if said not in text:
+        raise QwenchError(
+            f"the chat template leaves a message out: role `{message.get('role')}`, {said[:40]!r}",
+            "use the roles it knows: system, user, assistant",
+        )
 
 
 def chat_files(folder: Path) -> dict[str, bytes]:

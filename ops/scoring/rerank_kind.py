@@ -9,6 +9,7 @@ from ..base.errors import QwenchError
 from ..checkpoint.sidecars import modules_of
 from ..models.device import Choice
 from ..models.layouts import DECODERS
+from .reward_kind import CLASSES
 
 #: lm: yes/no logits of a causal LM; classifier: a decoder with a score head, same prompt; cross-encoder: a pair
 KINDS = ("lm", "classifier", "cross-encoder")
@@ -30,6 +31,8 @@ def decide_kind(folder: Path, config: dict[str, Any], asked: str = "auto") -> Ch
         raise QwenchError(f"an embedding model (its modules.json pools vectors), not a reranker: `{folder}`", HINT)
     names = config.get("architectures") or []
     name = names[0] if names else "none named"
+    if name in CLASSES:
+        raise QwenchError(f"a reward model ({name}), not a reranker: `{folder}`", "score with it: qwench reward score")
     if config.get("model_type") in DECODERS:
         if name.endswith("ForSequenceClassification"):
             return Choice("classifier", f"{name} in config.json")

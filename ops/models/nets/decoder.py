@@ -16,7 +16,7 @@ from ...kernels.choose import EAGER, Kernels
 from .gated import gates_of, unknown_next
 from .linear import Linear, Maker
 from .moe import Experts, experts_of
-from .packed import Prefix, Run, attend, attend_last, positions_of, runs_of
+from .packed import Group, Prefix, Run, attend, attend_groups, attend_last, positions_of, runs_of
 from .rope import KINDS, frequencies, rope_parameters
 from .weights import Weights
 
@@ -186,6 +186,39 @@ class DecoderEncoder:
         ends = torch.tensor(lengths, device=self.device).cumsum(0) - 1
         return self._rms(self._last_layer(self.layers[-1], x, runs, cos, sin, ends, before[-1]), self.norm)
 
+    def shared_hidden(self, heads: list[list[int]], tails: list[list[list[int]]]) -> Tensor:
+        """`hidden` at the last token of texts that share beginnings, (n, hidden_size): each beginning is computed once.
+
+        Args:
+            heads: ids of every group's beginning; empty ones come last.
+            tails: ids of what follows it, at least one each, group by group; the result is in this order.
+        """
+        import torch
+
+        lengths = [len(h) for h in heads if h]
+        size, groups, at = sum(lengths), [], 0
+        row, spans = size, [range(n) for n in lengths]
+        for head, group in zip(heads, tails, strict=True):
+            runs = runs_of([len(t) for t in group])
+            groups.append(Group(range(at, at + len(head)), tuple(Run(r.start + row, r.count, r.length) for r in runs)))
+            spans += [range(len(head), len(head) + len(t)) for t in group]
+            at, row = at + len(head), groups[-1].rows.stop
+        ids = [i for h in heads for i in h] + [i for group in tails for t in group for i in t]
+        positions = torch.cat([torch.arange(s.start, s.stop) for s in spans]).to(self.device)
+        table = torch.arange(max(s.stop for s in spans), device=self.device, dtype=torch.float32)
+        cos, sin = self._rotary_at(table, positions)
+        ends = (torch.tensor([len(t) for group in tails for t in group]).cumsum(0) + size - 1).tolist()
+        beginnings, x = runs_of(lengths), self._words(torch.tensor(ids, device=self.device))
+        for i, w in enumerate(self.layers):
+            q, k, v, gate = self._qkv(w, x, cos, sin)
+            only = None if i + 1 < len(self.layers) else ends
+            if only:
+                q, x, gate = q[only], x[only], None if gate is None else gate[only]
+            y = attend_groups(q, k, v, beginnings, groups, gate=gate, ends=only, kernels=self.kernels)
+            x = w["out"](y).add_(x)
+            x = self._mlp(w, x).add_(x)
+        return self._rms(x, self.norm)
+
     def prefill(self, ids: Tensor, prefix: Prefix | None = None) -> Prefix:
         """Keys and values of ids (T,) int64, after those of `prefix` where there is one."""
         import torch
@@ -216,11 +249,16 @@ class DecoderEncoder:
         import torch
 
         table = torch.arange(start, start + max(lengths), device=self.device, dtype=torch.float32)
-        table = table[:, None] * self.inv_freq
-        cos, sin = table.cos() * self.rope_scale, table.sin() * self.rope_scale
+        return self._rotary_at(table, positions_of(lengths, self.device))
+
+    def _rotary_at(self, table: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_rotary`, for rows `at` (T,) of a table of positions in float32."""
+        import torch
+
+        angles = table[:, None] * self.inv_freq
+        cos, sin = angles.cos() * self.rope_scale, angles.sin() * self.rope_scale
         cos = torch.cat((cos, cos), -1).to(self.dtype)
         sin = torch.cat((-sin, sin), -1).to(self.dtype)
-        at = positions_of(lengths, self.device)
         return cos[at].unsqueeze(1), sin[at].unsqueeze(1)
 
     def _rms(self, x: Tensor, weight: Tensor) -> Tensor:

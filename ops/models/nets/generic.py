@@ -47,7 +47,7 @@ class GenericEncoder:
 
 
 class GenericClassifier:
-    """A transformers sequence classifier for pairs, on right-padded batches.
+    """A transformers sequence classifier, on right-padded batches; decoders are read at their last token.
 
     Raises:
         QwenchError: as GenericEncoder; a missing head counts as a missing weight.
@@ -64,6 +64,10 @@ class GenericClassifier:
     def logits(self, ids: Tensor, lengths: list[int], types: Tensor) -> Tensor:
         """Label logits of packed pairs: ids and types (T,) int64 -> (n, labels) float32."""
         rows, mask = _padded(ids, lengths)
+        if (score := getattr(self.model, "score", None)) is not None:
+            # A decoder's own class looks for a pad token, which may be none or not what these rows are padded with.
+            hidden = self.model.base_model(input_ids=rows, attention_mask=mask).last_hidden_state
+            return score(hidden[range(len(lengths)), [n - 1 for n in lengths]]).float()
         more = {"token_type_ids": _padded(types, lengths)[0]} if self.typed else {}
         return self.model(input_ids=rows, attention_mask=mask, **more).logits.float()
 

@@ -120,6 +120,101 @@ def attend_last(
     return _attended(q, parts, causal=False, scale=None, prefix=prefix)
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences that go on from one beginning, which is computed once.
+
+    Attributes:
+        head: the beginning's tokens in the pack; empty where the sequences share none.
+        tails: runs of what follows it, in the pack.
+    """
+
+    head: range
+    tails: tuple[Run, ...]
+
+    @property
+    def rows(self) -> slice:
+        """All tails in the pack."""
+        return slice(self.tails[0].start, self.tails[-1].stop)
+
+
+def attend_groups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: list[Run],
+    groups: list[Group],
+    *,
+    gate: Tensor | None = None,
+    ends: list[int] | None = None,
+    kernels: Kernels = EAGER,
+) -> Tensor:
+    """Causal attention of a pack of beginnings, then tails: a tail sees its beginning and itself.
+
+    Args:
+        q, k, v: as in `attend`; heads: runs of the beginnings, at the start of the pack.
+        groups: in the order of the pack; those with a beginning first.
+        ends: rows of the last token of every tail: only these are computed, with q (n, heads, head_dim) and gate of
+            those rows.
+
+    Returns:
+        (T, heads * head_dim), or (n, ...) with `ends`.
+    """
+    import torch
+
+    start = groups[0].tails[0].start
+    if _one_call(q):
+        y = _grouped(q if ends else q[start:], k, v, groups, last=ends is not None)
+        if ends is None and heads:
+            y = torch.cat((_unpadded(q[:start], k[:start], v[:start], heads, causal=True, last=False, scale=None,
+                                     prefix=None), y))  # fmt: skip
+        return y if gate is None else kernels.gated(y, gate, q.shape[1])
+    parts, at = [], 0
+    if ends is None and heads:
+        parts.append(attend(q[:start], k[:start], v[:start], heads, causal=True, kernels=kernels,
+                            gate=None if gate is None else gate[:start]))  # fmt: skip
+    for group in groups:
+        first = group.rows.start
+        runs = [Run(run.start - first, run.count, run.length) for run in group.tails]
+        own = k[group.rows], v[group.rows]
+        prefix = tuple(t[group.head.start : group.head.stop] for t in (k, v)) if group.head else None
+        if ends is None:
+            inner = None if gate is None else gate[group.rows]
+            parts.append(attend(q[group.rows], *own, runs, causal=True, prefix=prefix, gate=inner, kernels=kernels))
+        else:
+            count = sum(run.count for run in runs)
+            y = attend_last(q[at : at + count], *own, runs, prefix=prefix)
+            parts.append(y if gate is None else kernels.gated(y, gate[at : at + count], q.shape[1]))
+            at += count
+    return torch.cat(parts)
+
+
+def _grouped(q: Tensor, k: Tensor, v: Tensor, groups: list[Group], *, last: bool) -> Tensor:
+    """`attend_groups` of the tails in two calls for any number of groups: on their own, and on beginnings."""
+    import torch
+
+    flash = torch.ops.aten._flash_attention_forward
+    start = groups[0].tails[0].start
+    runs = [Run(run.start - start, run.count, run.length) for group in groups for run in group.tails]
+    keys, longest = _bounds(tuple(runs), q.device), max(run.length for run in runs)
+    queries, most = keys, longest
+    if last:
+        queries, most = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device), 1
+    own, lse, *_ = flash(q, k[start:], v[start:], queries, keys, most, longest, 0.0, not last, False)
+    shared = [group for group in groups if group.head]
+    if shared:
+        each = [sum(r.count * (1 if last else r.length) for r in g.tails) for g in shared]
+        lengths = [len(g.head) for g in shared]
+        ours, theirs = (_bounds(tuple(runs_of(n)), q.device) for n in (each, lengths))
+        size, end = sum(each), sum(lengths)
+        beside, beside_lse, *_ = flash(
+            q[:size], k[:end], v[:end], ours, theirs, max(each), max(lengths), 0.0, False, False
+        )
+        mixed = joined(own[:size], lse.t()[:size], beside, beside_lse.t())
+        own = torch.cat((mixed, own[size:]))
+    return own.flatten(1)
+
+
 def _sequences(run: Run, *tensors: Tensor) -> list[Tensor]:
     """The run's rows of each (T, heads, d) tensor as (count, heads, length, d)."""
     return [t[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2) for t in tensors]

@@ -149,6 +149,10 @@ class Weights:
         """Rows of a matrix; 0 when it is not there."""
         return self._reader.infos[self._names[name]].shape[0] if name in self._names else 0
 
+    def named(self, beginning: str) -> list[str]:
+        """Names that nobody has taken yet and that begin so."""
+        return sorted(name for name in self._names if name.startswith(beginning))
+
     def stored_name(self, name: str) -> str | None:
         """The name in the file, prefix included; None when it is not there."""
         return self._names.get(name)
