@@ -23,6 +23,7 @@ from . import (
     parscale_law,
     parscale_recycle,
     rerank,
+    reward,
     sample,
     search,
 )
@@ -50,12 +51,15 @@ COMMANDS = (
     Command(("gates",), gates.gates, gates.EPILOG, "Checkpoints"),
     Command(("parscale-recycle",), parscale_recycle.parscale_recycle, parscale_recycle.EPILOG, "Train"),
     Command(("parscale-law",), parscale_law.parscale_law, parscale_law.EPILOG, "Train"),
+    Command(("reward", "score"), reward.score, reward.SCORE_EPILOG, "Judge"),
+    Command(("reward", "eval"), reward.evaluate, reward.EVAL_EPILOG, "Judge"),
+    Command(("reward", "best-of"), reward.best_of, reward.BEST_EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),
     Command(("config",), config.config, config.EPILOG, "This machine"),
 )
 #: what --help says of a group of commands, by its name
-GROUPS: dict[str, str] = {}
+GROUPS: dict[str, str] = {"reward": "Reward models: scored, measured, trained."}
 
 app = typer.Typer(
     name="qwench",

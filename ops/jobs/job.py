@@ -17,7 +17,7 @@ from ..text.rows import Malformed
 from . import output
 from .journal import Entry, Journal, kept
 from .rows import Row, Table
-from .work import Desk, Work
+from .work import Batched, Desk, Work
 
 #: failed rows that are told one by one
 TOLD = 20
@@ -114,6 +114,7 @@ class Job:
                     "bad": plan.bad,
                     "prompt_tokens": plan.prompt_tokens,
                     "first_prompt": plan.first,
+                    **self.work.planned(),
                 }
             )
             return
@@ -180,7 +181,7 @@ class Job:
         """Make a row's asks ready, to see whether they can be."""
         asked = self.work.begin(row.value, row.key)
         writer = self.work.writer
-        for ask in () if callable(asked) or writer is None else asked:
+        for ask in () if callable(asked) or isinstance(asked, Batched) or writer is None else asked:
             prepared = writer.prepare(ask)
             if plan.first is None:
                 plan.first = writer.shown(prepared)

@@ -20,16 +20,30 @@ class Again(QwenchError):
     """A failure that may have passed when the row is tried once more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """What a row brings to work that is done for many rows at once.
+
+    Attributes:
+        size: in the unit of `Work.window`. content: whatever `Work.together` needs.
+    """
+
+    size: int
+    content: Any
+
+
 class Work:
     """What is done with every row.
 
     Attributes:
         name: of the stage, a verb: sample, score.
         writer: who answers asks, there once `load` has run; None where rows are calls alone.
+        window: rows of this size in all are worked on together, where they begin as `Batched`.
     """
 
     name: str
     writer: Writer | None = None
+    window: int = 0
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -43,8 +57,9 @@ class Work:
     def adopt(self, settings: Mapping[str, Any]) -> None:
         """Take what was drawn at random, such as a seed, from the settings of the job that is gone on with."""
 
-    def begin(self, row: dict[str, Any], key: Key) -> Sequence[Ask] | Call:
-        """What is to be asked of a row, or a call that works on it, several at a time in threads of their own.
+    def begin(self, row: dict[str, Any], key: Key) -> Sequence[Ask] | Call | Batched:
+        """What is to be asked of a row, or a call that works on it, several at a time in threads of their own, or what
+        it brings to `together`.
 
         It depends on the row and its key alone: it is asked for before the work, and again when it is the row's turn.
 
@@ -52,6 +67,14 @@ class Work:
             QwenchError: the row is not as it should be.
         """
         raise NotImplementedError
+
+    def together(self, contents: list[Any]) -> list[Any]:
+        """What comes of several rows, a result for the `finish` of each, or the QwenchError that it has failed with."""
+        raise NotImplementedError
+
+    def planned(self) -> dict[str, Any]:
+        """What a dry run tells besides the number of rows, once all have begun for the first time."""
+        return {}
 
     def remarks(self) -> Iterator[Warned]:
         """What is to be said once all rows have begun for the first time."""
@@ -110,6 +133,9 @@ class Desk:
     def run(self, rows: Iterable[tuple[int, Row]]) -> Iterator[Unit]:
         """Units as they end, in any order."""
         units = (Unit(index, row) for index, row in rows)
+        if self._work.window:
+            yield from self._batched(units)
+            return
         if self._work.writer is None:
             yield from self._called(units)
             return
@@ -198,6 +224,34 @@ class Desk:
         else:
             unit.error = error
             self._over.append(unit)
+
+    def _batched(self, units: Iterator[Unit]) -> Iterator[Unit]:
+        """Rows together, a window at a time."""
+        size, held = 0, list[tuple[Unit, Any]]()
+        for unit in units:
+            try:
+                asked = self._work.begin(unit.row.value, unit.row.key)
+            except QwenchError as error:
+                self._failed(unit, error)
+                yield from self._ended()
+                continue
+            assert isinstance(asked, Batched)
+            held.append((unit, asked.content))
+            size += asked.size
+            if size >= self._work.window:
+                yield from self._windowed(held)
+                size, held = 0, []
+        if held:
+            yield from self._windowed(held)
+
+    def _windowed(self, held: list[tuple[Unit, Any]]) -> Iterator[Unit]:
+        for (unit, _), result in zip(held, self._work.together([c for _, c in held]), strict=True):
+            if isinstance(result, QwenchError):
+                self._failed(unit, result)
+            else:
+                unit.results.append(result)
+                self._finish(unit)
+            yield from self._ended()
 
     def _called(self, units: Iterator[Unit]) -> Iterator[Unit]:
         """Calls in threads; one that ends in anything but a QwenchError ends the job."""

@@ -21,6 +21,7 @@ from .nets.decoder import DecoderEncoder
 from .nets.parallel import base_config
 from .reward_heads import LINEAR, MLP, RewardHead, mlp_head
 from .template import ChatTemplate
+from .texts import texts_at
 from .tokenizer import TextTokenizer
 
 #: of a folder that holds a head alone: what it is of, and its tensors
@@ -77,9 +78,15 @@ class Opened:
 def open_reward(name: str, runtime: Runtime) -> Opened:
     """Find a model for rewards, and read all of it but the weights.
 
+    Of a server's model the weights are not here, and not asked for.
+
     Raises:
         QwenchError: nothing there; a head whose base is another model now; see `Source`.
     """
+    if runtime.server:
+        texts = texts_at(name)
+        elsewhere = Checkpoint(name, Path(name), "served", "")
+        return Opened(elsewhere, texts.config, {}, texts.tokenizer, texts.template, None)
     folder = Path(name).expanduser()
     if (folder / NOTE).is_file():
         note, head = read_head(folder)

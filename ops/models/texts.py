@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..base.errors import QwenchError
 from ..checkpoint.reader import Source
@@ -33,12 +34,14 @@ class Texts:
 
     Attributes:
         context: in tokens, by the model's config; 0 where there is none.
+        config: config.json, or what stands for it; empty where there is none.
     """
 
     name: str
     tokenizer: TextTokenizer
     template: ChatTemplate
     context: int
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 def texts_at(name: str) -> Texts:
@@ -73,8 +76,9 @@ def _read(name: str, path: Path) -> Texts:
     else:
         tokenizer, files = TextTokenizer.load(path), chat_files(path)
         config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    found = config.get("max_position_embeddings") if isinstance(config, dict) else None
-    return Texts(name, tokenizer, ChatTemplate.read(files), found if isinstance(found, int) else 0)
+    config = config if isinstance(config, dict) else {}
+    found = config.get("max_position_embeddings")
+    return Texts(name, tokenizer, ChatTemplate.read(files), found if isinstance(found, int) else 0, config)
 
 
 def _from_hub(name: str, here: bool) -> Path:

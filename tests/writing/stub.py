@@ -34,6 +34,7 @@ class Stub:
         models, owner, context: what it serves.
         choices: it heeds `n`; wraps: it puts a template around every prompt; seeds: it heeds seeds.
         known: fields it takes, None for all.
+        others: end of a path -> what is replied to its body, for what is no text.
         told: what is sent of a stream, as pieces of bytes; None for an event a character.
     """
 
@@ -45,6 +46,7 @@ class Stub:
         self.choices = self.seeds = self.counts = True
         self.wraps = False
         self.known: set[str] | None = None
+        self.others: dict[str, Callable[[dict[str, Any]], Any]] = {}
         self.gone = threading.Event()
         self.lock = threading.Lock()
         self.flying = self.most = 0
@@ -110,6 +112,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         stub, body = self.stub, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         stub.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+        if other := next((say for end, say in stub.others.items() if self.path.endswith(end)), None):
+            self.send(200, other(body))
+            return
         if not self.path.endswith("completions"):
             self.send(404, {"detail": "Not Found"})
             return
