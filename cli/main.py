@@ -22,6 +22,7 @@ from . import (
     out,
     parscale_law,
     parscale_recycle,
+    polymath,
     rerank,
     reward,
     sample,
@@ -54,12 +55,18 @@ COMMANDS = (
     Command(("reward", "score"), reward.score, reward.SCORE_EPILOG, "Judge"),
     Command(("reward", "eval"), reward.evaluate, reward.EVAL_EPILOG, "Judge"),
     Command(("reward", "best-of"), reward.best_of, reward.BEST_EPILOG, "Judge"),
+    Command(("polymath", "run"), polymath.run, polymath.RUN_EPILOG, "Judge"),
+    Command(("polymath", "score"), polymath.score, polymath.SCORE_EPILOG, "Judge"),
+    Command(("polymath", "prompts"), polymath.prompts, polymath.PROMPTS_EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),
     Command(("config",), config.config, config.EPILOG, "This machine"),
 )
 #: what --help says of a group of commands, by its name
-GROUPS: dict[str, str] = {"reward": "Reward models: scored, measured, trained."}
+GROUPS: dict[str, str] = {
+    "reward": "Reward models: scored, measured, trained.",
+    "polymath": "Maths in 18 languages: ask, score, and the strings of the prompts.",
+}
 
 app = typer.Typer(
     name="qwench",

@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_is_in_the_wheel(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for wing in ("cli", "ops"):
-        for path in (ROOT / wing).rglob("*.py"):
+        for path in [*(ROOT / wing).rglob("*.py"), *(ROOT / wing).rglob("data/*")]:
             assert f"qwench/{path.relative_to(ROOT)}" in names
     for completion in ("completions/qwench", "site-functions/_qwench", "vendor_completions.d/qwench.fish"):
         assert any(completion in name for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,14 +87,34 @@ class Job:
             QwenchError: an input or output that cannot be; a bad row, unless keep_going; another job at the output.
         """
         o = self.options
-        out = None if o.out == "-" else output.check(o.out)
-        self.table = Table(o.rows, self.stdin, o.id_field)
+        out = None if o.out == "-" else self.target()
+        self.table = self.rows()
         if out is None or o.dry_run:
             yield from self._run(None, None)
             return
         with kept(out, o.force) as (journal, said):
             yield from said
             yield from self._run(out, journal)
+
+    def rows(self) -> Iterable[Row]:
+        """Where the rows come from; gone through several times."""
+        return Table(self.options.rows, self.stdin, self.options.id_field)
+
+    def target(self) -> Path:
+        """Where they go; the journal is beside it.
+
+        Raises:
+            QwenchError: nothing can be written there.
+        """
+        return output.check(self.options.out)
+
+    def write(self, out: Path, rows: Callable[[], Iterator[dict[str, Any]]], journal: Journal) -> None:
+        """What is finished, with the fields that its rows came with.
+
+        Raises:
+            QwenchError: it cannot be written.
+        """
+        output.write(out, rows)
 
     def _run(self, out: Path | None, journal: Journal | None) -> Events:
         o, begun = self.options, time.monotonic()
@@ -123,7 +143,7 @@ class Job:
             yield from self._streamed(plan)
         else:
             yield from self._kept(plan, journal)
-            output.write(out, lambda: self._rows(plan, journal))
+            self.write(out, lambda: self._rows(plan, journal), journal)
         for count, what in ((plan.bad, "are left out"), (self.failed, "failed")):
             if count > TOLD:
                 yield Warned("failed", f"{count - TOLD} more rows {what}", None, True)
@@ -220,7 +240,7 @@ class Job:
     def _rows(self, plan: _Plan, journal: Journal) -> Iterator[dict[str, Any]]:
         for _, row in self._walked(plan):
             if entry := journal.entry(row.key):
-                yield _joined(row, entry)
+                yield joined(row, entry)
 
     def _streamed(self, plan: _Plan) -> Events:
         """Every row out as soon as those before it are."""
@@ -229,7 +249,7 @@ class Job:
         for index, row, entry in self._units(plan):
             self.counts.update(entry.counts)
             yield from self._told(row, entry)
-            ended[index] = _joined(row, entry)
+            ended[index] = joined(row, entry)
             while next_one in ended:
                 yield Produced(ended.pop(next_one))
                 next_one = next(order, None)
@@ -242,7 +262,7 @@ class Job:
         yield Advanced(self.work.name, 1)
 
 
-def _joined(row: Row, entry: Entry) -> dict[str, Any]:
+def joined(row: Row, entry: Entry) -> dict[str, Any]:
     """A row with what was found, or with why nothing was."""
     assert isinstance(row.value, dict)
     return beside(row.value, entry.found if entry.failed is None else {FAILED: entry.failed})

@@ -40,6 +40,7 @@ class Journal:
 
     def __init__(self, out: Path) -> None:
         self.out, self.path = out, hidden(out, JOURNAL)
+        self.torn = False
         self._at: dict[str, tuple[int, str, bool]] = {}  # key -> where its line begins, hash of the row, failed
 
     def settings(self) -> dict[str, Any] | None:
@@ -64,8 +65,8 @@ class Journal:
                 "begin anew with --force",
             ) from error
 
-    def take(self, settings: Mapping[str, Any], force: bool = False) -> Iterator[Kept]:
-        """Go on, or begin where there is nothing to go on with; tells what is kept.
+    def take(self, settings: Mapping[str, Any], force: bool = False) -> Iterator[Kept | Warned]:
+        """Go on, or begin where there is nothing to go on with; tells what is kept, and of a row that a kill cut short.
 
         Raises:
             QwenchError: see `go_on`; it cannot be written.
@@ -74,6 +75,8 @@ class Journal:
             self.begin(settings)
         else:
             self.go_on(settings)
+        if self.torn:
+            yield Warned("journal", f"a kill cut the last row short, which is done again: `{self.path}`")
         yield Kept(str(self.path), "--force left out" if force else None)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
@@ -103,6 +106,7 @@ class Journal:
             for line in file:
                 begins, at = at, at + len(line)
                 if not line.endswith(b"\n"):
+                    self.torn = True
                     break
                 try:
                     entry = json.loads(line)

@@ -13,7 +13,7 @@ from .probe import Findings
 from .prompt import ends_open, left_open, rendered
 from .sampling import PLAIN, THINKING, Sampling
 from .thinking import Think, closing
-from .writer import Ask
+from .writer import Ask, TooLong
 
 #: tokens of a thought that nothing limits: Qwen's own advice for an output's length
 LONGEST = 32768
@@ -104,7 +104,7 @@ class Asking:
         if self.context and asked.prompt_tokens is not None:
             room = self.context - asked.prompt_tokens - 2 - message
             if room < 1:
-                raise QwenchError(
+                raise TooLong(
                     f"the prompt has {asked.prompt_tokens} tokens, and the server's context of {self.context} has no "
                     "room for an answer",
                     "shorten it, or /reset the conversation",

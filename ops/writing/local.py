@@ -21,7 +21,7 @@ from .prompt import ends_open, left_open, rendered
 from .sampling import PLAIN, THINKING
 from .sequence import Request
 from .thinking import Think
-from .writer import Ask, Piece, Scored, Text, Turn, Wait, refuse
+from .writer import Ask, Piece, Scored, Text, TooLong, Turn, Wait, refuse
 
 
 class LocalWriter:
@@ -147,7 +147,7 @@ class LocalWriter:
         if thinks:
             room -= len(think.message)
         if room < 1:
-            raise QwenchError(
+            raise TooLong(
                 f"the prompt has {len(ids)} tokens, and the context of {context} has no room for an answer",
                 "shorten it, /reset the conversation, or widen the context with --context",
             )

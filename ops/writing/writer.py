@@ -33,6 +33,10 @@ ABILITIES: Final = {
 }
 
 
+class TooLong(QwenchError):
+    """A prompt that leaves the context no room for an answer."""
+
+
 class Wait:
     """Given by a source of asks whose next one depends on an answer that is still being written."""
 
