@@ -158,7 +158,7 @@ def score(
 
     if ratio_rule not in ("on", "off"):
         raise QwenchError(f"unknown --ratio-rule: `{ratio_rule}`", "use on or off", ExitCode.USAGE)
-    if "compat" not in (grader, *(["compat"] if grader == "both" else [])):
+    if grader == "math-verify":
         refuse(ctx, "math-verify has no such rule", "ratio_rule")
     if detector in ("none", "lingua"):
         refuse(ctx, "only the compat detector tells scripts apart", "zh")
@@ -176,7 +176,8 @@ def score(
     if any(w["kind"] == "rows" for w in streams.warnings) and not keep_going:
         raise typer.Exit(ExitCode.FAILED)
     if fail_under is not None:
-        _judge(streams, result["models"][0], fail_under)
+        for model in result["models"]:
+            _judge(streams, model, fail_under)
 
 
 def _judge(streams: out_.Out, model: dict[str, Any], least: float) -> None:
@@ -187,7 +188,7 @@ def _judge(streams: out_.Out, model: dict[str, Any], least: float) -> None:
         raise QwenchError("--fail-under needs a language with all four levels", "score one, or leave it out")
     mean = sum(rows) / len(rows)
     if mean < least:
-        streams.talk(f"the mean DW-ACC of {len(rows)} languages is {mean:.1f}, below {least:g}")
+        streams.talk(f"`{model['model']}`: the mean DW-ACC of {len(rows)} languages is {mean:.1f}, below {least:g}")
         raise typer.Exit(ExitCode.NO)
 
 
