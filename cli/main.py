@@ -23,6 +23,7 @@ from . import (
     parscale_law,
     parscale_recycle,
     polymath,
+    reliability,
     rerank,
     reward,
     sample,
@@ -58,6 +59,9 @@ COMMANDS = (
     Command(("polymath", "run"), polymath.run, polymath.RUN_EPILOG, "Judge"),
     Command(("polymath", "score"), polymath.score, polymath.SCORE_EPILOG, "Judge"),
     Command(("polymath", "prompts"), polymath.prompts, polymath.PROMPTS_EPILOG, "Judge"),
+    Command(("reliability", "measure"), reliability.measure, reliability.MEASURE_EPILOG, "Judge"),
+    Command(("reliability", "fit"), reliability.fit, reliability.FIT_EPILOG, "Judge"),
+    Command(("reliability", "rationales"), reliability.rationales, reliability.RATIONALES_EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),
     Command(("config",), config.config, config.EPILOG, "This machine"),
@@ -66,6 +70,8 @@ COMMANDS = (
 GROUPS: dict[str, str] = {
     "reward": "Reward models: scored, measured, trained.",
     "polymath": "Maths in 18 languages: ask, score, and the strings of the prompts.",
+    "polymath": "Maths in 18 languages: ask, score, show the prompts.",
+    "reliability": "How far sampled answers can be believed.",
 }
 
 app = typer.Typer(

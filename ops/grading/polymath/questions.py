@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...base.errors import QwenchError
+from ...base.paths import local
 from ...jobs.rows import Key, Row, Table
 from ...models.hub import HUB_ID
 from ...models.hub_errors import hub_error
@@ -122,7 +123,7 @@ def _place(value: dict[str, Any], at: str) -> tuple[str, str]:
 
 def _files(o: QuestionOptions) -> Iterator[tuple[str, tuple[str, str] | None]]:
     """(file, language and level of all its rows), in the benchmark's order; None where the rows are to say."""
-    folder = Path(o.data).expanduser()
+    folder = Path(local(o.data, "the data")).expanduser()
     if o.data != "-" and not folder.exists() and HUB_ID.fullmatch(o.data):
         folder = _fetched(o)
     if not folder.is_dir():

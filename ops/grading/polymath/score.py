@@ -94,13 +94,13 @@ def score(options: ScoreOptions) -> Events:
 
 def _checked(options: ScoreOptions) -> tuple[str, ...]:
     check_languages(options.langs)
-    options.grade.check()
     if options.by not in BY:
         raise QwenchError(f"unknown --by: `{options.by}`", f"use {', '.join(BY)}", code=2)
     if options.boot < 0:
         raise QwenchError("--boot is a number of resamples", code=2)
     if options.plot:
         check_plot(options.plot)
+    options.grade.check()
     return check_levels(options.levels)
 
 

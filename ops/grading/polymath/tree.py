@@ -10,6 +10,7 @@ from typing import Any
 
 from ...base.errors import QwenchError
 from ...base.events import Warned
+from ...base.paths import local
 from ...jobs.rows import Table
 from ...text.rows import Malformed
 from ..languages import LANGUAGES
@@ -57,7 +58,7 @@ def models(names: tuple[str, ...]) -> list[tuple[str, Path]]:
     """
     found: list[tuple[str, Path]] = []
     for name in names:
-        folder = Path(name).expanduser()
+        folder = Path(local(name, "the folder of answers")).expanduser()
         if not folder.is_dir():
             raise QwenchError(f"the folder of answers is not there: `{name}`", "give what `polymath run --out` made")
         below = [folder] if _is_tree(folder) else sorted(p for p in folder.iterdir() if p.is_dir() and _is_tree(p))
