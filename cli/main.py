@@ -69,7 +69,6 @@ COMMANDS = (
 #: what --help says of a group of commands, by its name
 GROUPS: dict[str, str] = {
     "reward": "Reward models: scored, measured, trained.",
-    "polymath": "Maths in 18 languages: ask, score, and the strings of the prompts.",
     "polymath": "Maths in 18 languages: ask, score, show the prompts.",
     "reliability": "How far sampled answers can be believed.",
 }
