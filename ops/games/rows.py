@@ -1,0 +1,111 @@
+"""Rows: made by our own generators, or read from a clone of the reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import QwenchError
+from ..base.events import Advanced, Events, Produced, Started, Warned
+from .base import KINDS, LEVELS, Row
+from .match import Match, Rules, scripted, settled
+from .registry import Task, game
+
+#: draws in a row that bring no new row before a level counts as used up
+PATIENCE = 200
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Seed of one of a run's rows, 31 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big") >> 1
+
+
+def made(tasks: list[Task], levels: list[str], per: int, seed: int, winnable: bool, rules: Rules) -> Events:
+    """Rows of tasks and levels, all different within each; yields Produced rows, and Warned where there are no more.
+
+    Args:
+        winnable: keep those that the solver wins within the limit.
+    """
+    yield Started("make", len(tasks) * len(levels) * per)
+    for task in tasks:
+        for level in levels:
+            thrown = 0
+            count = 0
+            for row in _different(task, level, seed):
+                if count == per:
+                    break
+                if winnable and not scripted("solver", Match(settled(row), rules)).solved:
+                    thrown += 1
+                    continue
+                count += 1
+                yield Produced({"id": f"{task.name}/{level}/{count}", "question_id": count, **row})
+                yield Advanced("make", 1)
+            if thrown:
+                yield Warned("thrown", f"{task.name}, {level}: {thrown} rows that the solver does not win are left out")
+            if count < per:
+                yield Warned("rows", f"{task.name}, {level}: there are {count} different rows, and not {per}")
+
+
+def _different(task: Task, level: str, seed: int) -> Iterator[Row]:
+    kind, seen, vain, number = game(task.name), set(), 0, 0
+    while vain < PATIENCE:
+        row = kind.make(level, seed_of(seed, number))
+        number += 1
+        key = json.dumps(kind(row, _still()).key(), sort_keys=True)
+        if key in seen:
+            vain += 1
+            continue
+        seen.add(key)
+        vain = 0
+        yield row
+
+
+def _still() -> Any:
+    import random
+
+    return random.Random(0)
+
+
+def reference(folder: Path, tasks: list[Task], levels: list[str]) -> Iterator[tuple[str, Row]]:
+    """(where, row) of a clone of the reference: `problem/CLASS/TASK/LEVEL.jsonl`, or a folder of a level.
+
+    Raises:
+        QwenchError: it is none, or a file in it cannot be read.
+    """
+    if not (folder / "problem" / KINDS["ip"][0]).is_dir():
+        raise QwenchError(f"there is no problem/{KINDS['ip'][0]} in `{folder}`", "give a clone of the reference")
+    for task in tasks:
+        for level in levels:
+            path = _file(folder / "problem" / KINDS[task.kind][0], task.name, level)
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise QwenchError(f"line {number} of `{path}` is no JSON") from error
+                yield f"{task.name}/{level} line {number}", {**row, "task": task.name, "level": level}
+
+
+def _file(folder: Path, task: str, level: str) -> Path:
+    """Files of leftovers have names with more behind the level."""
+    for path in (
+        folder / task / f"{level}.jsonl",
+        folder / task / level / "question.jsonl",
+        folder / f"{task}_{level}.jsonl",
+    ):
+        if path.is_file():
+            return path
+    found = sorted(p for p in (folder / task).rglob("*.jsonl") if p.stem == level or p.parent.name == level)
+    plain = [p for p in found if not p.stem.endswith(("_test", "_old", "_real", "_add")) and p.stem != "test"]
+    if len(plain) != 1:
+        raise QwenchError(f"there is not one file of {task}, {level}, in `{folder / task}`")
+    return plain[0]
+
+
+def order(row: Row) -> tuple[int, int]:
+    """Levels in their order."""
+    return (LEVELS.index(row["level"]) if row["level"] in LEVELS else 9, row["question_id"])
