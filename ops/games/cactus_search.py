@@ -14,7 +14,7 @@ from .parse import Form
 
 
 class CactusSearch(Game):
-    """See the module; quirk `cactus.any_graph`: the graph is no cactus, and its hidden vertex is drawn as play begins."""
+    """See the module; quirk `cactus.any_graph`: the graph is no cactus, its vertex is drawn as play begins."""
 
     name, kind = "CactusSearch", "so"
     LEVELS = {"easy": {"n": 10}, "medium": {"n": 12}, "hard": {"n": 15}}
@@ -54,10 +54,10 @@ class CactusSearch(Game):
         """See Game."""
         paths = "; ".join("-".join(map(str, path)) for path in self.paths)
         return (
-            f"I hide one of the vertices 1 to {self.n} of a graph in which every edge is on at most one ring. Its edges are "
-            f"those along these paths: {paths}.\n"
-            "- `My Guess: 3` guesses vertex 3. I reply Win when it is the hidden one, else GO w, where w is the neighbour of "
-            "your vertex that is nearer to it."
+            f"I hide one of the vertices 1 to {self.n} of a graph in which every edge is on at most one ring. Its "
+            f"edges are those along these paths: {paths}.\n"
+            "- `My Guess: 3` guesses vertex 3. I reply Win when it is the hidden one, else GO w, where w is the "
+            "neighbour of your vertex that is nearer to it."
         )
 
     def _toward(self, guess: int, target: int) -> int:
@@ -126,5 +126,3 @@ def is_cactus(near: dict[int, list[int]]) -> bool:
                     used.add(x)
                     x = parent[x]
     return True
-
-

@@ -37,7 +37,7 @@ def plus(a: Grid, b: Grid) -> Grid:
 
 
 class ColorMagic(Game):
-    """See the module; quirk `color.beta_is_alpha`: two operations are the same, and the numbers are 2, 1, 3 in all rows."""
+    """See the module; quirk `color.beta_is_alpha`: two operations are the same, numbers are 2, 1, 3 in all rows."""
 
     name, kind = "ColorMagic", "so"
     LEVELS = {"easy": {"size": 3, "moves": 2}, "medium": {"size": 4, "moves": 3}, "hard": {"size": 5, "moves": 4}}
@@ -79,10 +79,10 @@ class ColorMagic(Game):
         """See Game."""
         return (
             f"A grid of {self.size} rows and {self.size} columns has cells of the colours R, B and Y, numbered 1 to "
-            f"{self.size**2} from left to right and top to bottom. Three operations have the numbers 1, 2, 3; which is which "
-            "you must find out:\n"
-            "- one turns the cell R to B, B to Y, Y to R, and its neighbours above, below, left and right the other way, R to "
-            "Y, Y to B, B to R;\n"
+            f"{self.size**2} from left to right and top to bottom. Three operations have the numbers 1, 2, 3; which "
+            "is which you must find out:\n"
+            "- one turns the cell R to B, B to Y, Y to R, and its neighbours above, below, left and right the other "
+            "way, R to Y, Y to B, B to R;\n"
             "- one turns the cell the other way, and the neighbours R to B, B to Y, Y to R;\n"
             "- one leaves the cell, and turns the neighbours R to B, B to Y, Y to R.\n"
             f"Make all cells one colour. The grid is\n{self.shown()}\n"
@@ -105,13 +105,17 @@ class ColorMagic(Game):
     def solve(self, rng: random.Random, rounds: int) -> Solver:
         """A cheapest sum of at most four operations and cells, met in the middle; a number is told by what it does."""
         size, grid = self.size, self.grid
-        known: dict[int, str] = dict.fromkeys((1, 2), "alpha") | {3: "gamma"} if self.quirk("color.beta_is_alpha") else {}
+        known: dict[int, str] = (
+            dict.fromkeys((1, 2), "alpha") | {3: "gamma"} if self.quirk("color.beta_is_alpha") else {}
+        )
         todo = _plan(size, grid, not known)
         while True:
             (name, cell), times = next(((k, t) for k, t in todo.items() if t), (("gamma", 0), 1))
             # Alpha twice is beta once.
             wanted = "beta" if name == "alpha" and times == 2 else name
-            numbers = [n for n in (1, 2, 3) if known.get(n) in (wanted, None) and (n in known or wanted not in known.values())]
+            numbers = [
+                n for n in (1, 2, 3) if known.get(n) in (wanted, None) and (n in known or wanted not in known.values())
+            ]
             numbers = numbers or [n for n in (1, 2, 3) if known.get(n) == name]
             reply = yield f"My Move: {numbers[0]} {cell + 1}"
             now = tuple(COLORS.index(c) for c in reply.split() if c in COLORS)
@@ -139,7 +143,9 @@ def _plan(size: int, grid: Grid, inverse: bool) -> dict[tuple[str, int], int]:
     cost = {("alpha", 1): 1, ("alpha", 2): 1 if inverse else 2, ("gamma", 1): 1, ("gamma", 2): 2}
     vector = {item: turned(size, EFFECT[item[0]], item[1], item[2]) for item in items}
     halves: dict[Grid, tuple[int, tuple[Any, ...]]] = {(0,) * len(grid): (0, ())}
-    pairs = [((i,), vector[i]) for i in items] + [((i, j), plus(vector[i], vector[j])) for i, j in combinations(items, 2)]
+    pairs = [((i,), vector[i]) for i in items] + [
+        ((i, j), plus(vector[i], vector[j])) for i, j in combinations(items, 2)
+    ]
     for chosen, total in pairs:
         price = sum(cost[i[0], i[2]] for i in chosen)
         if total not in halves or price < halves[total][0]:

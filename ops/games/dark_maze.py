@@ -14,7 +14,7 @@ OPPOSITE = {"N": "S", "S": "N", "E": "W", "W": "E"}
 
 
 class DarkMaze(Game):
-    """See the module; quirks `maze.one_way` (walls of one side), `maze.outside_ends` (a step off the grid is refused)."""
+    """See the module; quirks `maze.one_way` (walls of one side), `maze.outside_ends` (of a step off the grid)."""
 
     name, kind, title = "DarkMaze", "so", "DarkMazeExplorer"
     LEVELS = {"easy": {"size": 2}, "medium": {"size": 3}, "hard": {"size": 4}}
@@ -46,9 +46,9 @@ class DarkMaze(Game):
             there.add((cell[0] + COMPASS[d][0], cell[1] + COMPASS[d][1]))
         for cell in cells:
             for d in ("E", "S"):
-                if size > 2 and inside(size, cell[0] + COMPASS[d][0], cell[1] + COMPASS[d][1]) and d in walls[cell]:
-                    if rng.random() < 0.1:
-                        open_(cell, d)
+                there_is = inside(size, cell[0] + COMPASS[d][0], cell[1] + COMPASS[d][1])
+                if size > 2 and there_is and d in walls[cell] and rng.random() < 0.1:
+                    open_(cell, d)
         rooms = {f"{x},{y}": {"walls": [d for d in COMPASS if d in walls[x, y]]} for x, y in cells}
         return {"scale": size, "maze": {"size": size, "rooms": rooms}}
 
@@ -64,11 +64,11 @@ class DarkMaze(Game):
         """See Game."""
         n = self.size
         return (
-            f"A dark maze has {n} rows and {n} columns of rooms, with walls between some of them that you do not see. You stand "
-            f"in row 1, column 1, and must get to row {n}, column {n}. N is up, to a smaller row; S is down; E is right, to a "
-            "greater column; W is left.\n"
-            "- `My Choice: E` goes east. I reply MOVED, or BLOCKED by a wall, or OUTSIDE where there is no room at all, or "
-            "WIN at the goal. When you are blocked you stay where you are."
+            f"A dark maze has {n} rows and {n} columns of rooms, with walls between some of them that you do not see. "
+            f"You stand in row 1, column 1, and must get to row {n}, column {n}. N is up, to a smaller row; S is "
+            "down; E is right, to a greater column; W is left.\n"
+            "- `My Choice: E` goes east. I reply MOVED, or BLOCKED by a wall, or OUTSIDE where there is no room at "
+            "all, or WIN at the goal. When you are blocked you stay where you are."
         )
 
     def play(self, kind: str, said: list[Any]) -> Step:

@@ -27,7 +27,7 @@ def nearest(at: Cell, cells: Any) -> Cell:
 
 
 class FindBiggest(Game):
-    """See the module; quirk `biggest.collect_anywhere`: COLLECT anywhere in a message that fits a form is the action."""
+    """See the module; quirk `biggest.collect_anywhere`: COLLECT anywhere in a message with a form is the action."""
 
     name, kind = "FindBiggest", "so"
     LEVELS = {"easy": {"size": 3}, "medium": {"size": 4}, "hard": {"size": 5}}
@@ -57,11 +57,12 @@ class FindBiggest(Game):
         """See Game."""
         n = self.size
         return (
-            f"Two treasures of different values, 30 to 99, lie on a grid of {n} rows and {n} columns, neither in row 1, column "
-            "1, where you stand. Collect the greater one; you collect only once.\n"
-            "- `My Choice: 1 2` goes to row 1, column 2, one of the up to eight cells around you. I reply TREASURE v with its "
-            "value v, or EMPTY d: the direction d from there to the nearest treasure, in steps along rows and columns (N is a "
-            "smaller row, E a greater column, also NE, SE, SW, NW). Half of the time d is wrong, but never twice running.\n"
+            f"Two treasures of different values, 30 to 99, lie on a grid of {n} rows and {n} columns, neither in row "
+            "1, column 1, where you stand. Collect the greater one; you collect only once.\n"
+            "- `My Choice: 1 2` goes to row 1, column 2, one of the up to eight cells around you. I reply TREASURE v "
+            "with its value v, or EMPTY d: the direction d from there to the nearest treasure, in steps along rows "
+            "and columns (N is a smaller row, E a greater column, also NE, SE, SW, NW). Half of the time d is wrong, "
+            "but never twice running.\n"
             "- `My Choice: COLLECT` takes what lies where you stand. I reply Win, Lose for the smaller one, or Fail."
         )
 
@@ -155,5 +156,3 @@ def _heard(belief: dict[Any, float], at: Cell, told: str) -> Any:
             yield (a, b, False), weight * (1.0 if lied else 0.5)
         elif not lied:
             yield (a, b, True), weight * 0.5 / 7
-
-

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from itertools import permutations
+from functools import cache
+from itertools import permutations, product
 from typing import Any
 
 from .base import Game, Row, Solver, Step, choice, heard, over, sample, shuffled
@@ -44,7 +45,7 @@ def moved(grid: list[list[str]], at: Cell, d: str, names: dict[str, str], wall_l
 
 
 class MagneticField(Game):
-    """See the module; quirks `magnet.wall_loses` (a push against the border), `magnet.fixed_numbers` (1 N, 2 E, 3 S, 4 W)."""
+    """See the module; quirks `magnet.wall_loses` (a push against the border), `magnet.fixed_numbers` (1 is N...)."""
 
     name, kind = "MagneticField", "so"
     LEVELS = {"easy": {"size": 3}, "medium": {"size": 4}, "hard": {"size": 5}}
@@ -94,12 +95,12 @@ class MagneticField(Game):
         lines = "\n".join(" ".join(row) for row in self.shown())
         return (
             f"Get from row 1, column 1 of a grid to the goal G, past the dangers X:\n{lines}\n"
-            "The numbers 1 to 4 are magnetic fields. Each number pushes one way, up, right, down or left, and which one you "
-            "must find out. When you stop on a field you are pushed one cell its way, again and again while you are on fields; "
-            "a field that would push you off the grid leaves you on it. You lose on a danger, also in passing, and when "
-            "pushes go round for ever. You win when you stop at G.\n"
-            "- `My Move: R` steps right; U is up, D down, L left. A step off the grid leaves you where you are, and a field "
-            "there pushes again. I reply with your row and column, or WIN, or that you lose."
+            "The numbers 1 to 4 are magnetic fields. Each number pushes one way, up, right, down or left, and which "
+            "one you must find out. When you stop on a field you are pushed one cell its way, again and again while "
+            "you are on fields; a field that would push you off the grid leaves you on it. You lose on a danger, also "
+            "in passing, and when pushes go round for ever. You win when you stop at G.\n"
+            "- `My Move: R` steps right; U is up, D down, L left. A step off the grid leaves you where you are, and a "
+            "field there pushes again. I reply with your row and column, or WIN, or that you lose."
         )
 
     def play(self, kind: str, said: list[Any]) -> Step:
@@ -119,30 +120,26 @@ class MagneticField(Game):
         return [f"My Move: {d}" for d in SCREEN]
 
     def solve(self, rng: random.Random, rounds: int) -> Solver:
-        """All 24 meanings of the numbers; the move by how many of them lose, and the way that is left in the others."""
+        """The move of the greatest chance to win over all 24 meanings of the numbers, in the rounds there are."""
         grid, at, wall = self.shown(), (1, 1), self.quirk("magnet.wall_loses")
         meanings = [dict(zip("1234", p, strict=True)) for p in permutations(COMPASS)]
         if self.quirk("magnet.fixed_numbers"):
             meanings = [dict(zip("1234", COMPASS, strict=True))]
-        left = [_left(grid, names, wall) for names in meanings]
-        visits: dict[Cell, int] = {at: 1}
+        #: by cell and move: where it ends -> bits of the meanings by which it does
+        ends: dict[tuple[Cell, str], dict[Cell | None, int]] = {}
+        for x, y, d in product(range(1, self.size + 1), range(1, self.size + 1), SCREEN):
+            named = ends.setdefault(((x, y), d), {})
+            for i, names in enumerate(meanings):
+                end = moved(grid, (x, y), d, names, wall)
+                named[end] = named.get(end, 0) | 1 << i
+        worth = _worth(ends, (self.size, self.size))
+        left = (1 << len(meanings)) - 1
         while True:
-            worth = {}
-            for d in SCREEN:
-                ends = [moved(grid, at, d, names, wall) for names in meanings]
-                alive = [(e, ways.get(e, 2 * self.size)) for e, ways in zip(ends, left, strict=True) if e is not None]
-                if not alive or all(e == at for e in ends):
-                    continue
-                lost = 1 - len(alive) / len(ends)
-                # Where an end tells meanings apart the way after it is shorter than its mean.
-                told = 0.15 * len(set(ends)) if len(meanings) > 1 else 0.0
-                worth[d] = 25 * lost + sum(w + 0.7 * visits.get(e, 0) for e, w in alive) / len(alive) - told
-            d = min(worth, key=lambda d: worth[d]) if worth else choice(rng, list(SCREEN))
+            d = max(SCREEN, key=lambda d: worth(at, d, left, rounds))
             end = tuple(map(int, (yield f"My Move: {d}").split()))
-            keep = [i for i, names in enumerate(meanings) if moved(grid, at, d, names, wall) == end]
-            meanings, left = [meanings[i] for i in keep], [left[i] for i in keep]
+            rounds -= 1
+            left &= ends[at, d][end[0], end[1]]
             at = (end[0], end[1])
-            visits[at] = visits.get(at, 0) + 1
 
     def verdict(self, turns: Any) -> bool:
         """See Game."""
@@ -169,14 +166,21 @@ def _reaches(grid: list[list[str]], wall_loses: bool) -> bool:
     return (size, size) in distances((1, 1), steps)
 
 
-def _left(grid: list[list[str]], names: dict[str, str], wall: bool) -> dict[Cell, int]:
-    """Moves left to the goal by cell, with the meanings known."""
-    size = len(grid)
-    back: dict[Cell, list[Cell]] = {}
-    for x in range(1, size + 1):
-        for y in range(1, size + 1):
-            for d in SCREEN:
-                end = moved(grid, (x, y), d, names, wall)
-                if end is not None:
-                    back.setdefault(end, []).append((x, y))
-    return distances((size, size), lambda c: back.get(c, ()))
+def _worth(ends: dict[tuple[Cell, str], dict[Cell | None, int]], goal: Cell) -> Any:
+    """(cell, move, bits of meanings, rounds) -> meanings won by the best play from there; sooner is a little better."""
+
+    @cache
+    def best(at: Cell, left: int, rounds: int) -> float:
+        return max(worth(at, d, left, rounds) for d in SCREEN) if rounds else 0.0
+
+    def worth(at: Cell, d: str, left: int, rounds: int) -> float:
+        total = 0.0
+        for end, bits in ends[at, d].items():
+            if now := left & bits:
+                if end == goal:
+                    total += now.bit_count() * (1 + 0.001 * rounds)
+                elif end is not None and (end, now) != (at, left):
+                    total += best(end, now, rounds - 1)
+        return total
+
+    return worth

@@ -82,11 +82,11 @@ class RainbowCandy(Game):
         return (
             f"A white candy lies in row 1, column 1 of a grid and must leave it in row {n}, column {n} with the colour "
             f"{self.target}:\n{shown}\n"
-            "Each X dyes it R, G or B, always the same one in a cell, but you do not see which; W bleaches it white; - does "
-            "nothing. White takes a dye's colour. R and G make Y, G and B make C, R and B make P; a dye of its own colour "
-            "changes nothing, and a mixed colour changes only by bleach.\n"
-            "- `My Move: E` goes right, W left, S down, N up; you must not leave the grid. I reply with the colour (W for white), "
-            "or WIN. With another colour the game goes on at the exit."
+            "Each X dyes it R, G or B, always the same one in a cell, but you do not see which; W bleaches it white; "
+            "- does nothing. White takes a dye's colour. R and G make Y, G and B make C, R and B make P; a dye of its "
+            "own colour changes nothing, and a mixed colour changes only by bleach.\n"
+            "- `My Move: E` goes right, W left, S down, N up; you must not leave the grid. I reply with the colour (W "
+            "for white), or WIN. With another colour the game goes on at the exit."
         )
 
     def play(self, kind: str, said: list[Any]) -> Step:

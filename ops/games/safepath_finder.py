@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -32,7 +33,7 @@ class SafepathFinder(Game):
         while True:
             inner = choice(rng, range(2, size))
             traps = [(inner, inner), *sample(rng, [c for c in cells if c != (inner, inner)], size - 2)]
-            if (size, size) in distances((1, 1), lambda c: [to for to in around(size, c) if to not in traps]):
+            if (size, size) in distances((1, 1), partial(_free, size, traps)):
                 return {"scale": size, "traps": [list(c) for c in traps]}
 
     def begin(self) -> None:
@@ -48,11 +49,11 @@ class SafepathFinder(Game):
         """See Game."""
         n = self.size
         return (
-            f"Cross a grid of {n} rows and {n} columns from row 1, column 1 to row {n}, column {n}. {len(self.traps)} cells "
-            f"are traps; one of them is on the diagonal between the corners, and there is a safe way. Around the start, in "
-            f"its up to eight neighbours, there are {self.level((1, 1))} traps.\n"
-            "- `My Choice: 1 2` goes to row 1, column 2, one of the up to eight cells around you. I reply DANGER_LEVEL v, the "
-            "number of traps around it, or Win at the goal, or Lose on a trap."
+            f"Cross a grid of {n} rows and {n} columns from row 1, column 1 to row {n}, column {n}. {len(self.traps)} "
+            "cells are traps; one of them is on the diagonal between the corners, and there is a safe way. Around "
+            f"the start, in its up to eight neighbours, there are {self.level((1, 1))} traps.\n"
+            "- `My Choice: 1 2` goes to row 1, column 2, one of the up to eight cells around you. I reply "
+            "DANGER_LEVEL v, the number of traps around it, or Win at the goal, or Lose on a trap."
         )
 
     def play(self, kind: str, said: list[Any]) -> Step:
@@ -95,8 +96,12 @@ class SafepathFinder(Game):
 
     def faults(self) -> list[tuple[str, str]]:
         """See Game."""
-        reached = distances((1, 1), lambda c: [to for to in around(self.size, c) if to not in self.traps])
+        reached = distances((1, 1), partial(_free, self.size, self.traps))
         return [] if (self.size, self.size) in reached else [("unsolvable", "there is no safe way")]
+
+
+def _free(size: int, traps: Any, cell: Cell) -> list[Cell]:
+    return [to for to in around(size, cell) if to not in traps]
 
 
 def trap_chances(size: int, traps: int, told: dict[Cell, int], safe: set[Cell]) -> dict[Cell, float]:

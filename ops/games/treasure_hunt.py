@@ -1,4 +1,4 @@
-"""TreasureHunt: visit all vertices of a hidden graph; neighbours are told by degree and flag, in a new order each time."""
+"""TreasureHunt: visit all vertices of a hidden graph; neighbours are told by degree and flag, in a new order."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ class TreasureHunt(Game):
     def tell(self) -> str:
         """See Game."""
         return (
-            f"A hidden graph has {len(self.near)} vertices. You stand on one of them, which is flagged; every vertex you come "
-            "to gets a flag. Flag all of them.\n"
-            "I show the neighbours of where you stand as R d, how many they are, and then two numbers for each: how many "
-            "neighbours it has itself, and 1 when it is flagged, else 0. They come in a new random order each time.\n"
+            f"A hidden graph has {len(self.near)} vertices. You stand on one of them, which is flagged; every vertex "
+            "you come to gets a flag. Flag all of them.\n"
+            "I show the neighbours of where you stand as R d, how many they are, and then two numbers for each: how "
+            "many neighbours it has itself, and 1 when it is flagged, else 0. They come in a new random order each "
+            "time.\n"
             f"Now: {self.shown()}\n"
             "- `My Choice: 2` goes to the second neighbour of the list shown last. I reply with the new list, or Win."
         )

@@ -66,8 +66,8 @@ class VladikMaze(Game):
         return (
             f"Get from row 1, column 1 of a grid to F, past the dangers *:\n{lines}\n"
             "The buttons L and R may be swapped, and so may U and D; you must find out.\n"
-            "- `My Move: R` presses the button R; the others are L, U and D. I reply with your row and column; they stay the same "
-            "where you would leave the grid. On a danger you lose."
+            "- `My Move: R` presses the button R; the others are L, U and D. I reply with your row and column; they "
+            "stay the same where you would leave the grid. On a danger you lose."
         )
 
     def _to(self, at: Cell, d: str, case: Case) -> Cell:
@@ -126,7 +126,9 @@ class VladikMaze(Game):
         if found and len(found) > 1:
             return next(d for d in SCREEN if ends(at, d) == {found[1]})
         # Nothing is safe in every case: the move that loses in the fewest.
-        return min(SCREEN, key=lambda d: (sum(self._what(self._to(at, d, c)) == "*" for c in cases), ends(at, d) == {at}))
+        return min(
+            SCREEN, key=lambda d: (sum(self._what(self._to(at, d, c)) == "*" for c in cases), ends(at, d) == {at})
+        )
 
     def verdict(self, turns: Any) -> bool:
         """See Game."""
