@@ -44,12 +44,12 @@ class BeeChase(Game):
         """See Game."""
         edges = " ".join(f"{a}-{b}" for a, b in self.row["graph"])
         return (
-            f"You lead three bees on a graph with these edges: {edges}. First you place the bees on any vertices; then a "
-            "runner appears on a vertex without a bee. After that, in each round every bee stays or goes along one edge, and "
-            "when one is on the runner you win. Else the runner must go along an edge to a vertex without a bee; when it "
-            "cannot, you win.\n"
-            "- `My Choice: 1 2 3` places the bees, or says where the first, second and third are next. I reply with the "
-            "runner's vertex, or You win!"
+            f"You lead three bees on a graph with these edges: {edges}. First you place the bees on any vertices; "
+            "then a runner appears on a vertex without a bee. After that, in each round every bee stays or goes along "
+            "one edge, and when one is on the runner you win. Else the runner must go along an edge to a vertex "
+            "without a bee; when it cannot, you win.\n"
+            "- `My Choice: 1 2 3` places the bees, or says where the first, second and third are next. I reply with "
+            "the runner's vertex, or You win!"
         )
 
     def play(self, kind: str, said: list[Any]) -> Step:
@@ -113,5 +113,3 @@ class BeeChase(Game):
     def verdict(self, turns: Any) -> bool:
         """See Game."""
         return before(turns, "win", "invalid")
-
-

@@ -45,9 +45,9 @@ class GeoGame(Game):
         """See Game."""
         points = ", ".join(f"{i}: ({p[0]},{p[1]})" for i, p in enumerate(self.points, 1))
         return (
-            f"From the point ({self.start[0]},{self.start[1]}) we take these points in turn, you first and I last: {points}. "
-            "After each taking, the squared distance between the point before and the new one is added to a sum. You win "
-            "when the sum is even at the end, when all points are taken.\n"
+            f"From the point ({self.start[0]},{self.start[1]}) we take these points in turn, you first and I last: "
+            f"{points}. After each taking, the squared distance between the point before and the new one is added to "
+            "a sum. You win when the sum is even at the end, when all points are taken.\n"
             "- `My Choice: 2` takes point 2, which nobody has taken. I reply with the point that I take."
         )
 

@@ -49,12 +49,13 @@ class GridColoring(Game):
         """See Game."""
         shown = ", ".join(f"({x},{y}) {color}" for (x, y), color in sorted(self.colors.items()))
         return (
-            f"A grid has {self.size} rows and {self.size} columns. Some cells are coloured; row, column and colour: {shown}. "
-            f"Find rows x1 and x2 and columns y1 and y2 whose four crossings are coloured with four different colours.\n"
-            f"- `My Choice: 1 2` has the cell in row 1, column 2, which has no colour yet, coloured by me with one of the colours "
-            f"1 to {2 * self.size}. I reply with it.\n"
-            "- `My Answer: 1 2 3 4` says that rows 1 and 2 and columns 3 and 4 do it. I reply Win when it is right; else you "
-            "have lost."
+            f"A grid has {self.size} rows and {self.size} columns. Some cells are coloured; row, column and colour: "
+            f"{shown}. Find rows x1 and x2 and columns y1 and y2 whose four crossings are coloured with four "
+            "different colours.\n"
+            "- `My Choice: 1 2` has the cell in row 1, column 2, which has no colour yet, coloured by me with one of "
+            f"the colours 1 to {2 * self.size}. I reply with it.\n"
+            "- `My Answer: 1 2 3 4` says that rows 1 and 2 and columns 3 and 4 do it. I reply Win when it is right; "
+            "else you have lost."
         )
 
     def play(self, kind: str, said: list[Any]) -> Step:
@@ -90,15 +91,16 @@ class GridColoring(Game):
     def _color(self) -> int:
         if self.opponent == "greedy":
             # The colour there is most of repeats most easily.
-            most = Counter(self.colors.values()).most_common(1)[0][0]
-            return most
+            return Counter(self.colors.values()).most_common(1)[0][0]
         return between(self.rng, 1, 2 * self.size)
 
     def legal(self, rng: random.Random, most: int = 64) -> list[str]:
         """See Game."""
         cells = [c for c in product(range(1, self.size + 1), repeat=2) if c not in self.colors]
         found = [f"My Choice: {x} {y}" for x, y in sample(rng, cells, most)]
-        answers = [r for r in _rectangles(self.colors) if not self.quirk("coloring.one_colour") or _four(self.colors, r)]
+        answers = [
+            r for r in _rectangles(self.colors) if not self.quirk("coloring.one_colour") or _four(self.colors, r)
+        ]
         return found[: most - 4] + [f"My Answer: {a} {b} {c} {d}" for a, b, c, d in sample(rng, answers, 4)]
 
     def solve(self, rng: random.Random, rounds: int) -> Solver:
@@ -147,7 +149,9 @@ def _near(colors: dict[Cell, int], size: int) -> list[tuple[int, tuple[int, int,
         if x1 != x2 and y1 != y2:
             named = [(x1, x2, min(y1, y2), max(y1, y2))]
         elif x1 == x2:
-            other = [x for x in range(1, size + 1) if x != x1][:1] + [x for x, y in cells if x != x1 and y in (y1, y2)][:3]
+            other = [x for x in range(1, size + 1) if x != x1][:1] + [x for x, y in cells if x != x1 and y in (y1, y2)][
+                :3
+            ]
             named = [(min(x1, x), max(x1, x), y1, y2) for x in other]
         else:
             named = []
@@ -156,5 +160,3 @@ def _near(colors: dict[Cell, int], size: int) -> list[tuple[int, tuple[int, int,
             if len(set(there)) == len(there):
                 found.append((len(there), r))
     return found or [(0, (1, 2, 1, 2))]
-
-

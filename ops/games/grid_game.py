@@ -49,10 +49,10 @@ class GridGame(Game):
         shown = "\n".join(lines)
         return (
             f"We take cells of this grid in turn, you first, until none is left:\n{shown}\n"
-            "The first cell may be any; each later one must share an edge with a taken cell. Each of us adds up the numbers "
-            "taken. You win when your sum is smaller than mine; when they are alike you lose.\n"
-            "- `My Choice: 1 2` takes the cell in row 1, column 2. I reply with the row and column of the cell I take, and at "
-            "the end with who has won."
+            "The first cell may be any; each later one must share an edge with a taken cell. Each of us adds up the "
+            "numbers taken. You win when your sum is smaller than mine; when they are alike you lose.\n"
+            "- `My Choice: 1 2` takes the cell in row 1, column 2. I reply with the row and column of the cell I "
+            "take, and at the end with who has won."
         )
 
     def _open(self) -> list[Cell]:

@@ -55,13 +55,13 @@ class KnightBattle(Game):
         """See Game."""
         w, b, t, o = self.white, self.black, self.goal, self.other
         return (
-            f"Two knights stand on a board of {self.size} rows and {self.size} columns: yours, white, at {w[0]} {w[1]} (row and "
-            f"column), and mine, black, at {b[0]} {b[1]}. We move in turn as knights do in chess, you first. You win when you "
-            f"land on my knight, or stand on {t[0]} {t[1]} and my knight does not attack you there. I win when I land on yours, "
-            f"or stand on {o[0]} {o[1]} and yours does not attack me there. After 15 of your moves it is a draw, which is no "
-            "win.\n"
-            f"- `My Move: {' '.join(map(str, jumps(self.size, w)[0]))}` moves your knight there. I reply with the square that "
-            "I move to, or with who has won."
+            f"Two knights stand on a board of {self.size} rows and {self.size} columns: yours, white, at {w[0]} "
+            f"{w[1]} (row and column), and mine, black, at {b[0]} {b[1]}. We move in turn as knights do in chess, you "
+            f"first. You win when you land on my knight, or stand on {t[0]} {t[1]} and my knight does not attack you "
+            f"there. I win when I land on yours, or stand on {o[0]} {o[1]} and yours does not attack me there. After "
+            "15 of your moves it is a draw, which is no win.\n"
+            f"- `My Move: {' '.join(map(str, jumps(self.size, w)[0]))}` moves your knight there. I reply with the "
+            "square that I move to, or with who has won."
         )
 
     def _won(self, mover: Cell, enemy: Cell, goal: Cell) -> bool:
@@ -94,7 +94,7 @@ class KnightBattle(Game):
         white, black = self.white, self.black
         while True:
             ways = jumps(self.size, white)
-            white = choice(rng, _good(self.size, ways, black, self.goal, self.other) or ways)
+            white = choice(rng, _good(self.size, ways, black, self.goal) or ways)
             told = yield f"My Move: {white[0]} {white[1]}"
             if told[0].isdigit():
                 x, y = map(int, told.split())

@@ -38,9 +38,10 @@ class PaperNumber(Game):
     def tell(self) -> str:
         """See Game."""
         return (
-            f"There are {self.k} blank papers in a row, 1 to {self.k}. In each of {self.turns} rounds I give a number from 1 to "
-            f"{self.most}, all equally likely, and you must write it on one paper, over what is there if you like. You win as "
-            "soon as all papers are written and no number is smaller than the one on the paper before it.\n"
+            f"There are {self.k} blank papers in a row, 1 to {self.k}. In each of {self.turns} rounds I give a number "
+            f"from 1 to {self.most}, all equally likely, and you must write it on one paper, over what is there if "
+            "you like. You win as soon as all papers are written and no number is smaller than the one on the paper "
+            "before it.\n"
             f"The first number is {self.value}.\n"
             "- `My Choice: 2` writes the number on paper 2. I reply with the next number, or Win."
         )
@@ -88,7 +89,7 @@ class PaperNumber(Game):
 
 
 def _place(papers: list[int], value: int, most: int) -> int:
-    """The paper for a number: blank and in order, else one whose number it equals, else the nearest that keeps order."""
+    """The paper for a number: blank and in order, else one of the same number, else the nearest in order."""
     k = len(papers)
     low = max((i for i, v in enumerate(papers) if v and v < value), default=-1)
     high = min((i for i, v in enumerate(papers) if v > value), default=k)

@@ -78,8 +78,9 @@ def read(text: str, forms: Sequence[Form], reference: bool) -> tuple[str, list[A
             continue
         if reference:
             return form.kind, _taken(form, match, True)
-        if best is None or match.start() > best[0]:
-            best = match.start(), form, match
+        # The one that reaches furthest: a form may be the end of another.
+        if best is None or match.end() > best[0]:
+            best = match.end(), form, match
     return None if best is None else (best[1].kind, _taken(best[1], best[2], False))
 
 

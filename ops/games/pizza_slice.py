@@ -48,7 +48,9 @@ class PizzaSlice(Game):
 
     def begin(self) -> None:
         """See Game."""
-        self.points = {int(i): [Fraction(str(v)) if isinstance(v, float) else v for v in p] for i, p in self.row["points"].items()}
+        self.points = {
+            int(i): [Fraction(str(v)) if isinstance(v, float) else v for v in p] for i, p in self.row["points"].items()
+        }
         self.left = sorted(self.points)
         self.eaten = [0, 0]
 
@@ -56,9 +58,10 @@ class PizzaSlice(Game):
         """See Game."""
         corners = ", ".join(f"{i}: ({p[0]},{p[1]})" for i, p in self.points.items())
         return (
-            f"A pizza is a polygon with these corners, in order around it: {corners}. We eat corners in turn, you first. Who "
-            "eats a corner eats the triangle of it and its two neighbours that are still there, and the corner is gone. When "
-            "two corners are left it is over. You win when you have eaten less area than I; when it is the same you lose.\n"
+            f"A pizza is a polygon with these corners, in order around it: {corners}. We eat corners in turn, you "
+            "first. Who eats a corner eats the triangle of it and its two neighbours that are still there, and the "
+            "corner is gone. When two corners are left it is over. You win when you have eaten less area than I; when "
+            "it is the same you lose.\n"
             "- `My Choice: 2` eats corner 2. I reply with the corner that I eat, and at the end with who has won."
         )
 

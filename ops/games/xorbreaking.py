@@ -45,9 +45,10 @@ class XORBreaking(Game):
     def tell(self) -> str:
         """See Game."""
         return (
-            f"Break the number {self.first} into two numbers p1 and p2 with p1 XOR p2 = {self.first}, both greater than 0 and "
-            "smaller than it. Then I choose one of the two and break it in the same way, you choose one of mine, and so on, for "
-            "20 rounds at most. Who cannot break a number loses. (13 breaks into 10 and 7; a power of two cannot be broken.)\n"
+            f"Break the number {self.first} into two numbers p1 and p2 with p1 XOR p2 = {self.first}, both greater "
+            "than 0 and smaller than it. Then I choose one of the two and break it in the same way, you choose one of "
+            "mine, and so on, for 20 rounds at most. Who cannot break a number loses. (13 breaks into 10 and 7; a "
+            "power of two cannot be broken.)\n"
             "- `Breaking into: 10 7` is your first message.\n"
             "- `Choosing: 10 Breaking into: 8 2` chooses 10 of the two I gave and breaks it into 8 and 2."
         )

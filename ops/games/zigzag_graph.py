@@ -47,11 +47,12 @@ class ZigzagGraph(Game):
         lines += [f"{i:2} {' '.join(f'{self.weight[i][j]:3}' for j in right)}" for i in left]
         table = "\n".join(lines)
         return (
-            f"A graph has the vertices {left[0]} to {left[-1]} on the left and {right[0]} to {right[-1]} on the right, and an "
-            f"edge between any left and any right one. The weights, left vertices down and right ones across:\n{table}\n"
-            "You put a token on a vertex; then we move it in turn along an edge to a vertex where it has not been, I first. Each "
-            "of your edges must weigh less than the last edge used, each of mine more; my first may be any. Who cannot move "
-            "loses.\n"
+            f"A graph has the vertices {left[0]} to {left[-1]} on the left and {right[0]} to {right[-1]} on the "
+            "right, and an edge between any left and any right one. The weights, left vertices down and right ones "
+            f"across:\n{table}\n"
+            "You put a token on a vertex; then we move it in turn along an edge to a vertex where it has not been, I "
+            "first. Each of your edges must weigh less than the last edge used, each of mine more; my first may be "
+            "any. Who cannot move loses.\n"
             "- `My Choice: 3` puts or moves the token to vertex 3. I reply with the vertex that I move to."
         )
 
