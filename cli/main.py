@@ -19,6 +19,7 @@ from . import (
     inspect,
     merge,
     models,
+    mtr,
     out,
     parscale_law,
     parscale_recycle,
@@ -62,6 +63,11 @@ COMMANDS = (
     Command(("reliability", "measure"), reliability.measure, reliability.MEASURE_EPILOG, "Judge"),
     Command(("reliability", "fit"), reliability.fit, reliability.FIT_EPILOG, "Judge"),
     Command(("reliability", "rationales"), reliability.rationales, reliability.RATIONALES_EPILOG, "Judge"),
+    Command(("mtr", "list"), mtr.list_tasks, mtr.LIST_EPILOG, "Judge"),
+    Command(("mtr", "make"), mtr.make, mtr.MAKE_EPILOG, "Judge"),
+    Command(("mtr", "run"), mtr.run, mtr.RUN_EPILOG, "Judge"),
+    Command(("mtr", "score"), mtr.score, mtr.SCORE_EPILOG, "Judge"),
+    Command(("mtr", "lint"), mtr.lint, mtr.LINT_EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),
     Command(("config",), config.config, config.EPILOG, "This machine"),
@@ -71,6 +77,7 @@ GROUPS: dict[str, str] = {
     "reward": "Reward models: scored, measured, trained.",
     "polymath": "Maths in 18 languages: ask, score, show the prompts.",
     "reliability": "How far sampled answers can be believed.",
+    "mtr": "Forty games of many turns, after MTR-Bench: made, played, scored, looked over.",
 }
 
 app = typer.Typer(

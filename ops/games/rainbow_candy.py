@@ -13,7 +13,7 @@ Cell = tuple[int, int]
 MIXED = {frozenset("RG"): "Y", frozenset("GB"): "C", frozenset("RB"): "P"}
 MADE_OF = {mixed: "".join(sorted(dyes)) for dyes, mixed in MIXED.items()}
 #: a hidden dye in place of a step, when ways are weighed
-UNKNOWN = 1.7
+UNKNOWN = 1.4
 
 
 def dyed(color: str, device: str, mixes: bool = True) -> str:
@@ -124,7 +124,7 @@ class RainbowCandy(Game):
                         ends[end] = ends.get(end, 0) + 1
                     for end, ways in ends.items():
                         sure = ways == len(kinds)
-                        yield (to, end), 1.0 if sure else UNKNOWN + 0.6 * (len(kinds) - ways - 1)
+                        yield (to, end), 1.0 if sure else UNKNOWN
 
         while True:
             found = cheapest((at, color), lambda s: s == (goal, self.target), steps)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Events, Produced, Started, Warned
-from .base import KINDS, LEVELS, Row
+from .base import KINDS, Game, Row, world
 from .match import Match, Rules, scripted, settled
 from .registry import Task, game
 
 #: draws in a row that bring no new row before a level counts as used up
 PATIENCE = 200
+#: messages that a prompt shows between backticks
+EXAMPLES = re.compile(r"`([^`\n]+)`")
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -54,8 +56,9 @@ def _different(task: Task, level: str, seed: int) -> Iterator[Row]:
     while vain < PATIENCE:
         row = kind.make(level, seed_of(seed, number))
         number += 1
-        key = json.dumps(kind(row, _still()).key(), sort_keys=True)
-        if key in seen:
+        key = json.dumps(kind(row, world(row)).key(), sort_keys=True)
+        # An example of the prompt may be the answer by chance.
+        if key in seen or any(_wins(kind(row, world(row)), said) for said in EXAMPLES.findall(row["prompt"])):
             vain += 1
             continue
         seen.add(key)
@@ -63,10 +66,9 @@ def _different(task: Task, level: str, seed: int) -> Iterator[Row]:
         yield row
 
 
-def _still() -> Any:
-    import random
-
-    return random.Random(0)
+def _wins(made: Game, said: str) -> bool:
+    step = made.step(said)
+    return step.answered and step.solved
 
 
 def reference(folder: Path, tasks: list[Task], levels: list[str]) -> Iterator[tuple[str, Row]]:
@@ -104,8 +106,3 @@ def _file(folder: Path, task: str, level: str) -> Path:
     if len(plain) != 1:
         raise QwenchError(f"there is not one file of {task}, {level}, in `{folder / task}`")
     return plain[0]
-
-
-def order(row: Row) -> tuple[int, int]:
-    """Levels in their order."""
-    return (LEVELS.index(row["level"]) if row["level"] in LEVELS else 9, row["question_id"])

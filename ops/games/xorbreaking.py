@@ -95,10 +95,10 @@ class XORBreaking(Game):
         return list(dict.fromkeys(found))
 
     def solve(self, rng: random.Random, rounds: int) -> Solver:
-        """Two numbers of odd counts of bits, one of them a power of two; of two given the one with an even count."""
+        """An even count of bits breaks into two odd ones, and wins; an odd one so that the opponent may err often."""
         told, number, begin = "", self.first, ""
         while True:
-            a, b = parts(number)
+            a, b = parts(number) if number.bit_count() % 2 == 0 else _hopeful(number, rng)
             told = yield f"{begin}Breaking into: {a} {b}"
             pair = list(map(int, told.split()[-2:]))
             even = [p for p in pair if breakable(p) and p.bit_count() % 2 == 0]
@@ -116,6 +116,19 @@ class XORBreaking(Game):
         if self.first.bit_count() % 2:
             return [("lost against perfect play", "the number has an odd count of bits")]
         return []
+
+
+def _hopeful(p: int, rng: random.Random) -> tuple[int, int]:
+    """Of an odd count of bits: an odd part that may be chosen, and an even one of many bits for the other case."""
+    ways = [(1 << i, p ^ 1 << i) for i in range(p.bit_length()) if p >> i & 1]
+    tried = (between(rng, 1, p - 1) for _ in range(200))
+    ways += [(a, a ^ p) for a in tried if 0 < a ^ p < p]
+
+    def hope(way: tuple[int, int]) -> tuple[bool, int]:
+        odd, even = sorted(way, key=lambda part: part.bit_count() % 2, reverse=True)
+        return odd != 1, even.bit_count()
+
+    return max(ways, key=hope)
 
 
 def parts(p: int) -> tuple[int, int]:

@@ -102,7 +102,7 @@ class ZigzagGraph(Game):
         at, last, used = 0, 0, frozenset[int]()
         while True:
             ways = sorted(self.weight) if not at else self._ways(at, last, used, False)
-            depth = 3 if len(self.weight) <= 10 or len(used) >= 8 else 2 if used else 1
+            depth = 4 if len(self.weight) <= 10 else 3 if len(used) >= 10 else 2 if used else 1
             to = max(ways, key=lambda v: (self._value(at, v, last, used, depth), self.weight[at][v] if at else 0))
             last = self.weight[at][to] if at else 0
             told = int((yield f"My Choice: {to}").split()[2])
