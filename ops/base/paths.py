@@ -34,13 +34,16 @@ def local(name: str | os.PathLike[str], what: str = "the path") -> str:
     return text
 
 
-def check_output(name: str | os.PathLike[str], what: str = "the output", *, folder: bool | None = False) -> Path:
+def check_output(
+    name: str | os.PathLike[str], what: str = "the output", *, folder: bool | None = False, around: bool = False
+) -> Path:
     """Refuse before the work what could not be written after it; changes nothing.
 
     Args:
         name: of what is to be written.
         what: as in `local`.
         folder: it is a folder to be made or filled, a file, or with None whichever is there.
+        around: folders around it that are not there are made when it is written, see `make_around`.
 
     Returns:
         The absolute path.
@@ -56,8 +59,25 @@ def check_output(name: str | os.PathLike[str], what: str = "the output", *, fold
     if folder is False and target.is_dir():
         raise QwenchError(f"{what} is a file, and a folder is in its place: `{path}`", "choose another name")
     above = target if folder and target.is_dir() else target.parent
+    while around and not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir() and above.exists():
+        raise QwenchError(f"{what} cannot lie in a file: `{above}`", "choose another name")
     if not above.is_dir():
         raise QwenchError(f"the folder of {what} is not there: `{above}`", "make it first")
     if not os.access(above, os.W_OK | os.X_OK):
         raise QwenchError(f"the folder of {what} cannot be written into: `{above}`", "choose another one")
     return path
+
+
+def make_around(path: Path, what: str = "the output") -> None:
+    """Make the folders around an output where they are not there.
+
+    Raises:
+        QwenchError: they cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"the folder of {what} cannot be made ({error.strerror}): `{path.parent}`"
+        raise QwenchError(told, "choose another name") from error

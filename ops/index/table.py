@@ -22,7 +22,7 @@ import numpy as np
 from ..base.atomic import move, recover, remove
 from ..base.errors import QwenchError
 from ..base.lock import Lock
-from ..base.paths import check_output, local
+from ..base.paths import check_output, local, make_around
 from . import formats
 from .columns import fit_columns, mend
 from .errors import lance_errors, retried
@@ -252,7 +252,7 @@ def check_index(out: str, precision: str = "float32") -> Path:
     local(out, "the index")
     path = Path(os.path.abspath(Path(out).expanduser()))
     formats.check(path, precision)
-    return check_output(path, "the index", folder=path.suffix == ".lance")
+    return check_output(path, "the index", folder=path.suffix == ".lance", around=True)
 
 
 def staging_folder(out: Path, rebuild: bool) -> Path:
@@ -282,6 +282,7 @@ def open_index(
     if path.is_symlink() and path.suffix == os.path.splitext(os.path.realpath(path))[1] == ".lance":
         path = Path(os.path.realpath(path))  # the link stays when a rebuild changes places
     folder = staging_folder(path, rebuild)
+    make_around(path, "the index")
     with Lock(path) as lock:
         recover(path)  # a kill had struck between the two renames of a rebuild
         writer = IndexWriter(path, folder if rebuild or path.suffix != ".lance" else path, fingerprint, precision)

@@ -194,7 +194,7 @@ def test_what_is_cut_is_listed(qwench: Run, tmp_path: Path) -> None:
         (["docs", "--out", "n.lance", "--model", "Qwen/No-Such", "--offline"], 1, "hf download"),
         (["docs", "--out", "n.lance", "--model", "smollm2"], 1, "GGUF"),
         (["docs", "--out", "n.xyz", *MODEL], 2, ".parquet"),
-        (["docs", "--out", "docs/fruit.md/n.lance", *MODEL], 1, "--out"),
+        (["docs", "--out", "docs/fruit.md/n.lance", *MODEL], 1, "docs/fruit.md"),
         (["docs", "--out", "n.lance", "--precision", "int8", *MODEL], 2, "float16"),
         (["docs", "--out", "n.lance", "--dim", "9999", *MODEL], 2, "384"),
         (["docs", "--out", "n.lance", "--chunk-tokens", "9999", *MODEL], 2, "254"),

@@ -21,8 +21,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.qwen3_embedding(tmp_path_factory.mktemp("qwen3-embedding"))
 
 
-def embedder(path: Path | str, **settings: object) -> Embedder:
-    return Embedder(resolve(str(path)), EmbedSettings(**settings, runtime=Runtime(device="cpu")))
+def embedder(path: Path | str, runtime: Runtime | None = None, **settings: object) -> Embedder:
+    return Embedder(resolve(str(path)), EmbedSettings(**settings, runtime=runtime or Runtime(device="cpu")))
 
 
 def documents(model: Embedder, texts: list[str]) -> np.ndarray:
@@ -159,7 +159,8 @@ def test_decoder_families_equal_transformers(tmp_path: Path, kind: str) -> None:
 
 def test_int8_stays_near_float32() -> None:
     texts = tiny.real_texts(20)
-    near = cosine(documents(embedder(tiny.minilm(), quantize="int8"), texts), documents(embedder(tiny.minilm()), texts))
+    rounded = embedder(tiny.minilm(), Runtime(device="cpu", quantize="int8"))
+    near = cosine(documents(rounded, texts), documents(embedder(tiny.minilm()), texts))
     assert 0.99 <= near.min() < 0.9999999
 
 
@@ -212,6 +213,12 @@ def test_out_of_memory_halves_the_batch(qwen: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_settings_out_of_range_are_refused(qwen: Path) -> None:
-    for settings in ({"dim": 65}, {"dim": 0}, {"max_tokens": 4096}, {"dtype": "int4"}, {"quantize": "int3"}):
-        with pytest.raises(QwenchError):
+    for settings, what in (
+        ({"dim": 65}, "--dim"),
+        ({"dim": 0}, "--dim"),
+        ({"max_tokens": 4096}, "tokens"),
+        ({"runtime": Runtime(device="cpu", dtype="int4")}, "int4"),
+        ({"runtime": Runtime(device="cpu", quantize="int3")}, "int3"),
+    ):
+        with pytest.raises(QwenchError, match=what):
             embedder(qwen, **settings)
