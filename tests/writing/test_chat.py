@@ -152,7 +152,7 @@ def test_budget_properties(models, kind: str, slots: int, stop: str) -> None:
     requests = [
         Request((n, seed), [151644, 872, 198, 50 + seed], 9, n, n != 0, stop, Sampling(temperature=1.0), seed)
         for n in (0, 1, 2, 7, 64, -1)
-        for seed in range(3)
+        for seed in range(3 if n >= 0 else 1)  # without a limit the whole context is filled
     ]
     turns = answers(run.run(requests))
     assert len(turns) == len(requests)
