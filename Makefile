@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := .venv/.demo-weights
 
-.PHONY: venv test demo lint docs bench clean
+.PHONY: venv test demo demo-reward lint docs bench clean
 
 venv: $(STAMP)
 
@@ -20,6 +20,10 @@ $(DEMO): $(STAMP)
 
 demo: $(DEMO)
 	@sh scripts/demo.sh $(BIN)/qwench
+
+# A reward model over SmolLM2 from docstrings, measured on held-out modules.
+demo-reward: $(DEMO)
+	@sh examples/reward-docstrings/run.sh $(BIN)/qwench $(BIN)/python
 
 test: $(DEMO)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

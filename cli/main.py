@@ -27,6 +27,7 @@ from . import (
     reliability,
     rerank,
     reward,
+    reward_train,
     sample,
     search,
 )
@@ -68,6 +69,7 @@ COMMANDS = (
     Command(("mtr", "run"), mtr.run, mtr.RUN_EPILOG, "Judge"),
     Command(("mtr", "score"), mtr.score, mtr.SCORE_EPILOG, "Judge"),
     Command(("mtr", "lint"), mtr.lint, mtr.LINT_EPILOG, "Judge"),
+    Command(("reward", "train"), reward_train.train, reward_train.EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),
     Command(("config",), config.config, config.EPILOG, "This machine"),

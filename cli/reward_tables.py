@@ -11,14 +11,14 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     )
     if not found["n"]:
         return
-    yield f"accuracy    {_share(found)}, strict {found['strict_accuracy']:.4f}"
+    yield f"accuracy    {share(found)}, strict {found['strict_accuracy']:.4f}"
     yield f"BT loss     {found['bt_loss']:.4f}{_ends(found['bt_loss_interval'])} (0.6931 knows nothing)"
     for name, row in found["rulers"].items():
-        yield f"ruler       {name:9}{_share(row)}"
+        yield f"ruler       {name:9}{share(row)}"
     unit, length = found["length_unit"], found["length"]
     for name in ("longer", "shorter", "equal"):
         if length[name]["n"]:
-            yield f"chosen {name:8} {_share(length[name])}  ({length[name]['n']:,} pairs, by {unit})"
+            yield f"chosen {name:8} {share(length[name])}  ({length[name]['n']:,} pairs, by {unit})"
     phi = "none" if found["phi_length"] is None else f"{found['phi_length']:+.3f}"
     yield f"phi         {phi} between the model's and the label's taste for length"
     yield from _style(found["style"])
@@ -52,7 +52,7 @@ def _style(style: dict[str, Any]) -> Iterator[str]:
     weights = {"reward": style["alpha"], **style["beta"]}
     yield "weights     " + ", ".join(f"{n} {w['value']:+.2f}{_ends(w['interval'], 2)}" for n, w in weights.items())
     if style["matched"]["n"]:
-        yield f"equally long {_share(style['matched'])}  ({style['matched']['n']:,} pairs)"
+        yield f"equally long {share(style['matched'])}  ({style['matched']['n']:,} pairs)"
 
 
 def _cells(found: dict[str, Any]) -> Iterator[str]:
@@ -61,10 +61,11 @@ def _cells(found: dict[str, Any]) -> Iterator[str]:
         width = max(len(name) for name in [*found["by"], found["by_field"]])
         yield f"{found['by_field']:{width}}      n  accuracy  (95 %)            BT loss"
         for name, row in found["by"].items():
-            yield f"{name:{width}}  {row['n']:5,}  {_share(row):28}{row['bt_loss']:.4f}"
+            yield f"{name:{width}}  {row['n']:5,}  {share(row):28}{row['bt_loss']:.4f}"
 
 
-def _share(row: dict[str, Any]) -> str:
+def share(row: dict[str, Any]) -> str:
+    """Accuracy with its interval."""
     return f"{row['accuracy']:.4f}{_ends(row['accuracy_interval'])}"
 
 

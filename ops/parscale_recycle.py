@@ -38,10 +38,10 @@ def recycle(options: RecycleOptions) -> Events:
     work = Work(options)
     work.open_folder()
     try:
-        yield from work.told()
+        yield from work.run_folder.told()
         yield from _recycled(work)
     finally:
-        work.close()
+        work.run_folder.close()
         _leave_group()
 
 

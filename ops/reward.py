@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from .base.errors import QwenchError
 from .base.events import Chose, Event, Events, Finished, Produced, Started, Warned
+from .base.paths import local
 from .base.plots import check_plot
 from .jobs.job import Job, JobOptions
 from .jobs.rewards import RewardOptions, Rewards
@@ -19,8 +20,22 @@ from .scoring.process_reward import aggregate
 from .scoring.reward_eval import EvalSettings, Scored, report
 from .scoring.reward_plots import accuracy_picture, scaling_picture
 from .scoring.reward_selftest import conversations, verdict
+from .training.ranks import rank
+from .training.reward_train import RewardTraining, RewardTrainOptions
 
-__all__ = ["BestOptions", "EvalOptions", "JobOptions", "RewardOptions", "best_of", "evaluate", "score", "selftest"]
+__all__ = [
+    "BestOptions",
+    "EvalOptions",
+    "JobOptions",
+    "RewardOptions",
+    "RewardTrainOptions",
+    "best_of",
+    "evaluate",
+    "rank",
+    "score",
+    "selftest",
+    "train",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +128,8 @@ def evaluate(options: EvalOptions, stdin: BinaryIO | None = None) -> Events:
     o.settings.check()
     if o.plot:
         check_plot(Path(o.plot))
+    if o.against:
+        local(o.against, "the other rows")
     rows: list[Place] = []
     yield from _rows(o.rewards, stdin, rows)
     if o.logprob_model:
@@ -172,3 +189,13 @@ def best_of(options: BestOptions, stdin: BinaryIO | None = None) -> Events:
     most = max(len(one.rewards) for one in found)
     yield Started("measure", None, "")
     yield Finished(result | table(found, o.sizes or default_sizes(most), by, o.bootstrap, o.seed))
+
+
+def train(options: RewardTrainOptions, stdin: BinaryIO | None = None) -> Events:
+    """Train a reward model on pairs; see `RewardTraining`.
+
+    Raises:
+        QwenchError: see there.
+    """
+    yield from prepared(options.runtime)
+    yield from RewardTraining(options).run(stdin)

@@ -188,6 +188,16 @@ URLS = [
     "parscale-recycle none s3://b/out --data docs --steps 1",
     "parscale-recycle s3://b/m out --data docs --steps 1",
     "parscale-recycle none out --config s3://b/o.toml",
+    "reward score s3://b/a.jsonl --model m",
+    "reward score docs --model m --out s3://b/o.jsonl",
+    "reward score docs --model s3://b/m",
+    "reward eval s3://b/p.jsonl",
+    "reward eval docs --plot s3://b/p.png",
+    "reward eval docs --against s3://b/o.jsonl",
+    "reward best-of s3://b/r.jsonl",
+    "reward train s3://b/p.jsonl --model m --out out",
+    "reward train docs --model m --out s3://b/out",
+    "reward train docs --model s3://b/m --out out",
     "parscale-law --points s3://b/p.csv",
     "parscale-law --predict s3://b/m",
     "parscale-law --plot s3://b/p.png",
@@ -222,6 +232,7 @@ PICTURES = [
     "merge ./none ./other --out out --plot",
     "merge ./none ./other --sweep t=0,1 --eval ppl:docs --plot",
     "parscale-law --plot",
+    "reward eval docs --plot",
 ]
 
 

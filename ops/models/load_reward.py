@@ -157,6 +157,20 @@ def load_network(opened: Opened, runtime: Runtime, head: Head | None = None) -> 
     return replace(loaded, head=RewardHead(moved))
 
 
+def read_source_head(opened: Opened, name: str) -> RewardHead:
+    """The head of a whole checkpoint, its network left alone.
+
+    Raises:
+        QwenchError: it has none.
+    """
+    reader = Source(opened.checkpoint.path, opened.checkpoint.reader).reader
+    names = MLP if MLP[0] in reader.infos else (LINEAR,)
+    if lost := [n for n in names if n not in reader.infos]:
+        raise QwenchError(f"the model has no reward head to begin with, it lacks `{lost[0]}`: `{name}`")
+    tensors = {n: reader.load(n).float().clone() for n in names}
+    return mlp_head(tensors) if names == MLP else RewardHead(((tensors[LINEAR], None),))
+
+
 def template_hash(template: ChatTemplate) -> str:
     """Of its source; the same for models without one."""
     return hashlib.sha256((template.source or "").encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
@@ -42,17 +42,20 @@ def opened_texts(name: str, runtime: Runtime, asked: str, settings: TextSettings
         kind = Choice(note.kind, f"a head over `{note.base}`")
         if asked not in ("auto", note.kind):
             raise QwenchError(f"--head {asked}, and the folder holds a head of kind {note.kind}: `{name}`", code=2)
+        if settings.pool != note.pool:
+            raise QwenchError(f"--pool {settings.pool}, and the head was trained with --pool {note.pool}", code=2)
     texts = RewardTexts(opened.tokenizer, opened.template, kind.value, opened.limit, opened.pad, settings)
     if note is not None:
         # A head is read as it was trained, and not as the class of its base is.
         texts.adopt(note.system)
-        if settings.pool != note.pool:
-            raise QwenchError(f"--pool {settings.pool}, and the head was trained with --pool {note.pool}", code=2)
     return opened, kind, texts
 
 
 class RewardModel:
     """Loads the weights of a model that `opened_texts` has opened.
+
+    Args:
+        kind: one of KINDS, or `hidden` for a base whose hidden states are wanted.
 
     Attributes:
         choices: name -> Choice for reports.
@@ -73,8 +76,10 @@ class RewardModel:
             self._pairs = PairScorer(opened.checkpoint, runtime)
             loaded, parameters = self._pairs.loaded, self._pairs.parameters
         else:
-            own = take_linear if self.kind == "linear" else take_mlp(OUTPUTS[self.kind])
-            loaded = load_network(opened, runtime, None if opened.head else own)
+            own = None
+            if opened.head is None and self.kind != "hidden":
+                own = take_linear if self.kind == "linear" else take_mlp(OUTPUTS[self.kind])
+            loaded = load_network(opened, runtime, own)
             parameters = getattr(loaded.encoder, "matmul_parameters", None)
         if self.kind in ("mlp", "process") and loaded.head is None:
             raise QwenchError(f"the network runs on transformers, which has no such head: `{opened.checkpoint.name}`")
@@ -98,11 +103,27 @@ class RewardModel:
             QwenchError: a token that the model does not have; a text that does not fit into memory.
         """
         self._known(texts)
+        if self.kind != "process":
+            return self._vectors(texts)[:, 0].tolist()
         found: list[Value] = [math.nan] * len(texts)
-        for batch in self._scored(texts):
-            for index, value in batch:
-                found[index] = value
+        lengths, most = [len(t.ids) for t in texts], max((len(t.marks) for t in texts), default=0)
+        for batch, rows in self.schedule.run(lengths, lambda b: self._steps([texts[i] for i in b], most)):
+            for i, row in zip(batch, rows, strict=True):
+                found[i] = row[: len(texts[i].marks)].tolist()
         return found
+
+    def features(self, texts: Sequence[Ready]) -> np.ndarray:
+        """Hidden states at the token that is read, (n, hidden_size) float32, of kind `hidden`.
+
+        Raises:
+            QwenchError: see `score`; a base that runs on transformers.
+        """
+        if not isinstance(self.encoder, DecoderEncoder):
+            raise QwenchError(
+                "the base runs on transformers, and a head needs a decoder of our own", "use --method full"
+            )
+        self._known(texts)
+        return self._vectors(texts)
 
     def _known(self, texts: Sequence[Ready]) -> None:
         if self.words is None:
@@ -113,19 +134,19 @@ class RewardModel:
                 f"the tokenizer gives token {most}, and the model has {self.words} tokens", "it is of another model"
             )
 
-    def _scored(self, texts: Sequence[Ready]) -> Iterator[list[tuple[int, Value]]]:
-        if self.kind == "process":
-            lengths = [len(t.ids) for t in texts]
-            most = max((len(t.marks) for t in texts), default=0)
-            for batch, rows in self.schedule.run(lengths, lambda b: self._steps([texts[i] for i in b], most)):
-                yield [(i, row[: len(texts[i].marks)].tolist()) for i, row in zip(batch, rows, strict=True)]
-            return
+    def _vectors(self, texts: Sequence[Ready]) -> np.ndarray:
+        """(n, K) float32: rewards of one value, or hidden states."""
+        import numpy as np
+
         groups = self._groups(texts)
         lengths = [len(head) + sum(len(texts[i].ids) - len(head) for i in members) for head, members in groups]
         most = max((len(members) for _, members in groups), default=0)
-        for batch, rows in self.schedule.run(lengths, lambda b: self._rewards(texts, [groups[g] for g in b], most)):
+        width = self.encoder.hidden_size if self.kind == "hidden" else 1
+        found = np.full((len(texts), width), np.nan, np.float32)
+        for batch, rows in self.schedule.run(lengths, lambda b: self._rows(texts, [groups[g] for g in b], most)):
             for g, row in zip(batch, rows, strict=True):
-                yield [(i, float(v)) for i, v in zip(groups[g][1], row, strict=False)]
+                found[groups[g][1]] = row[: len(groups[g][1])]
+        return found
 
     def _groups(self, texts: Sequence[Ready]) -> list[tuple[list[int], list[int]]]:
         """(the ids they share, numbers of texts), each within the token budget."""
@@ -151,8 +172,8 @@ class RewardModel:
                 room -= own
         return groups
 
-    def _rewards(self, texts: Sequence[Ready], groups: list[tuple[list[int], list[int]]], most: int) -> np.ndarray:
-        """(groups, most) rewards, NaN beyond a group's own number."""
+    def _rows(self, texts: Sequence[Ready], groups: list[tuple[list[int], list[int]]], most: int) -> np.ndarray:
+        """(groups, most, K) values, NaN beyond a group's own number."""
         import numpy as np
 
         # Those that share nothing are one group of many texts, and come last.
@@ -166,15 +187,15 @@ class RewardModel:
             heads.append([])
             tails.append([texts[groups[g][1][0]].ids for g in alone])
         values = self._values(texts, groups, order, heads, tails)
-        rows, at = np.full((len(groups), most), np.nan), 0
+        rows, at = np.full((len(groups), most, values.shape[1]), np.nan, np.float32), 0
         for g in order:
             count = len(groups[g][1])
             rows[g, :count] = values[at : at + count]
             at += count
         return rows
 
-    def _values(self, texts: Any, groups: Any, order: list[int], heads: Any, tails: Any) -> list[float]:
-        """Rewards of all texts of the groups, in the given order."""
+    def _values(self, texts: Any, groups: Any, order: list[int], heads: Any, tails: Any) -> np.ndarray:
+        """Values of all texts of the groups in the given order, (n, K)."""
         import torch
 
         if self._pairs is not None:
@@ -183,22 +204,25 @@ class RewardModel:
         lengths = [len(ids) for ids in flat]
         if isinstance(self.encoder, DecoderEncoder) and heads != [[]]:
             hidden = self.encoder.shared_hidden(heads, tails)
-            return self.loaded.head(hidden)[:, 0].tolist()
-        ids = torch.tensor([i for row in flat for i in row], device=self.device)
-        if isinstance(self.encoder, DecoderEncoder):
-            return self.loaded.head(self.encoder.last_hidden(ids, lengths))[:, 0].tolist()
-        return self.encoder.logits(ids, lengths, torch.zeros_like(ids))[:, 0].tolist()
+        else:
+            ids = torch.tensor([i for row in flat for i in row], device=self.device)
+            if not isinstance(self.encoder, DecoderEncoder):
+                return self.encoder.logits(ids, lengths, torch.zeros_like(ids)).cpu().numpy()
+            hidden = self.encoder.last_hidden(ids, lengths)
+        found = hidden.float() if self.kind == "hidden" else self.loaded.head(hidden)
+        return found.cpu().numpy()
 
-    def _paired(self, texts: list[Ready]) -> list[float]:
+    def _paired(self, texts: list[Ready]) -> np.ndarray:
         """Logits of an encoder, one question's answers together."""
+        import numpy as np
+
         assert self._pairs is not None
-        by_question, found = defaultdict(list), [math.nan] * len(texts)
+        by_question, found = defaultdict(list), np.full((len(texts), 1), np.nan, np.float32)
         for i, text in enumerate(texts):
             by_question[text.pair[0] if text.pair else ""].append(i)
         for question, members in by_question.items():
             rows = self._pairs.margins(self._pairs.question(question), [texts[i].ids for i in members])
-            for i, row in zip(members, rows, strict=True):
-                found[i] = float(row[0])
+            found[members] = rows
         return found
 
     def _steps(self, texts: list[Ready], most: int) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -10,23 +9,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..base.atomic import hidden, is_leftover, remove, replacing, write
+from ..base.atomic import replacing, write
 from ..base.errors import QwenchError
-from ..base.events import Event, Kept, Produced, Started, Warned
-from ..base.lock import Lock
+from ..base.events import Event, Produced, Started
 from ..base.paths import check_output
 from ..checkpoint.reader import Source, apart
-from ..checkpoint.staging import difference
 from ..conversion.plan import ConvertOptions, plan_conversion
-from ..models.device import Choice, pick_device, pick_dtype, pick_threads
+from ..models.device import pick_device, pick_threads
 from ..models.hub import open_source
 from ..training.data import Blocks, DataOptions
-from ..training.options import TrainOptions
-from ..training.ranks import first, rank
+from ..training.options import Feed, TrainOptions
+from ..training.precision import training_dtype
+from ..training.ranks import rank
+from ..training.run_folder import RunFolder
 from .options import RATES, RecycleOptions, check, steps_of, tokens_of
-
-#: of the run's folder: what the run is of
-NOTE = "run.json"
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,7 +43,8 @@ class Work:
 
         check(options)
         self.o, self.out = options, Path(os.path.abspath(options.out))
-        self.folder = self.out.with_name(self.out.name + ".run")
+        self.run_folder = RunFolder(self.out, options.force, options.resume)
+        self.folder = self.run_folder.path
         if self.out.exists() and not options.force:
             raise QwenchError(f"the output is there already: `{self.out}`", "choose another name, or add --force")
         check_output(options.out, folder=True)
@@ -60,7 +57,6 @@ class Work:
         stored = next((x.dtype for x in self.plan.outputs if len(x.shape) > 1), "float32")
         self.dtype = training_dtype(options.runtime.dtype, self.device.value, stored)
         self.losses: dict[str, dict[str, Any]] = {}
-        self._lock = Lock(self.folder)
 
     def _plan(self) -> Plan:
         how = ConvertOptions(self.o.model, self.o.out, to="safetensors", layout=None)
@@ -77,55 +73,14 @@ class Work:
         asked = {k: v for k, v in asdict(self.o).items() if k not in own}
         kept = asked | {"model": self.o.model}
         state = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.source.files)
-        self.mark = hashlib.sha256(json.dumps([kept, state], sort_keys=True, default=str).encode()).hexdigest()
         job = {k: v for k, v in asked.items() if k != "read"} | asked["read"]
         job["input"] = {name: [size, time] for name, size, time in state}
-        first(lambda: self._open_folder(json.loads(json.dumps(job, default=str))))
+        self.run_folder.open([kept, state], job)
 
-    def _open_folder(self, job: dict[str, Any]) -> None:
-        # Before anything is looked at or removed: another run may be at it.
-        self._lock.acquire()
-        try:
-            begun = self._begun() if self.folder.exists() else None
-            same = begun is not None and begun.get("plan") == self.mark
-            if begun is not None and not self.o.force and not same:
-                if begun:
-                    told = f"`{self.folder}` is of another run: {difference(begun.get('job', {}), job)}"
-                    raise QwenchError(told, "give the same options to go on with it, or add --force to begin anew")
-                told = f"there is a `{self.folder}` that does not say what it is of"
-                raise QwenchError(told, "move it away, or add --force to replace it")
-            if not same or (self.o.force and not self.o.resume):
-                made = hidden(self.folder, ".new")
-                for old in (made, self.folder):
-                    remove(old)
-                made.mkdir()
-                write(made / NOTE, json.dumps({"plan": self.mark, "job": job}))
-                made.rename(self.folder)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _begun(self) -> dict[str, Any]:
-        """What the folder says it is of, empty where it does not."""
-        try:
-            found = json.loads((self.folder / NOTE).read_text("utf-8"))
-            return found if isinstance(found["plan"], str) else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def told(self) -> Iterator[Event]:
-        """Where a run that is cut short leaves its work, and a warning where another run cannot be kept away."""
-        if self._lock.note:
-            yield Warned("lock", self._lock.note)
-        yield Kept(str(self.folder), "--resume" if self.o.force and not self.o.resume else None)
-
-    def close(self) -> None:
-        """Let another run at the folder; one without anything to go on with is removed."""
-        if not self._lock.held:
-            return
-        if self.folder.is_dir() and all(f.name == NOTE or is_leftover(f) for f in self.folder.iterdir()):
-            remove(self.folder)
-        self._lock.release()
+    @property
+    def mark(self) -> str:
+        """Hash of what the run is of."""
+        return self.run_folder.mark
 
     def read(self) -> Iterator[Event]:
         """Fill `blocks`: from the run's folder, or from the data."""
@@ -249,7 +204,7 @@ class Work:
                 self._live(module)
                 return held_out(self.model, few, self.o.batch)
 
-            yield from train(module, self.blocks.train, evaluate, self.train_options(), folder, name)
+            yield from train(module, Feed.of_blocks(self.blocks.train), evaluate, self.train_options(), folder, name)
             if rank() == 0:
                 with replacing(done, what="the trained state") as (part,):
                     save_file({n: t.cpu() for n, t in trained_state(module).items()}, part)
@@ -286,23 +241,3 @@ class Work:
             return {}
         own = {n: p.detach() for n, p in self.model.named_parameters() if not is_added(n)}
         return {n: t.cpu().clone() for n, t in revert_weight_conversion(self.model, own).items()}
-
-
-def training_dtype(asked: str, device: str, stored: str) -> Choice:
-    """bfloat16 where the hardware computes in it, else float32.
-
-    Args:
-        asked: auto, float32 or bfloat16.
-        stored: dtype of the base's matrices.
-
-    Raises:
-        QwenchError: float16, whose range training leaves.
-    """
-    if asked == "float16":
-        raise QwenchError("float16 is too narrow to train in without loss scaling", "use bfloat16 or float32", code=2)
-    if asked != "auto":
-        return pick_dtype(asked, device, stored)
-    found = pick_dtype("auto", device, "bfloat16")
-    if found.value == "float32":
-        return Choice("float32", "this device has no bfloat16 units")
-    return Choice("bfloat16", f"{device} has bfloat16 units; what is trained stays in float32")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,11 +22,11 @@ class TrainOptions:
     Attributes:
         steps: of the optimiser, each over batch * grad_accum sequences a process.
         lr: peak learning rate, of fresh aggregators AGGREGATOR of it.
-        schedule: wsd (warm up, stay, come down) or cosine.
+        schedule: wsd (warm up, stay, come down), cosine, or constant.
         warmup: steps. clip: largest norm of the gradient.
         save_every, eval_every, log_every: steps; 0 never.
         autocast: compute in bfloat16 over float32 weights.
-        frozen: the decoder is; what is trained is fresh.
+        frozen: the decoder is; what is trained is fresh. weight_decay: where it is not.
     """
 
     steps: int
@@ -44,6 +45,26 @@ class TrainOptions:
     seed: int = 0
     device: str = "cpu"
     threads: int = 0
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What is trained on.
+
+    Attributes:
+        rows: what one step takes some of. length: tokens of a row, on average.
+        collate: rows -> arguments of the module; None where rows are dicts of tensors of one shape.
+    """
+
+    rows: Sequence[Any]
+    length: float
+    collate: Callable[[list[Any]], dict[str, Tensor]] | None = None
+
+    @classmethod
+    def of_blocks(cls, blocks: Tensor) -> Feed:
+        """Blocks of ids, (n, S)."""
+        return cls([{"input_ids": row} for row in blocks], blocks.shape[1])
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

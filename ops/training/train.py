@@ -1,4 +1,4 @@
-"""Post-training of streams by the transformers Trainer, told as events."""
+"""Post-training by the transformers Trainer, told as events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..base.errors import QwenchError
 from ..base.events import Advanced, Event, Started
 from ..text.rows import Malformed, json_lines
 from .loss import head_loss
-from .options import HISTORY, WHOLE, TrainOptions
+from .options import HISTORY, WHOLE, Feed, TrainOptions
 from .ranks import first
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def trainee(model: nn.Module, maker: nn.Module | None) -> nn.Module:
 
 def train(
     module: nn.Module,
-    blocks: Tensor,
+    feed: Feed,
     evaluate: Callable[[], dict[str, float]],
     options: TrainOptions,
     folder: Path,
     name: str,
 ) -> Iterator[Event]:
-    """Train `module` on blocks (n, S), or go on where `folder` has a checkpoint.
+    """Train `module` on what `feed` has, or go on where `folder` has a checkpoint.
 
     Yields Advanced in steps and a Produced row for every report: run, step, tokens, loss, lr, grad_norm,
     tokens_per_second; and held_out rows from `evaluate`.
@@ -74,7 +74,7 @@ def train(
     def work() -> None:
         try:
             torch.set_num_threads(options.threads or torch.get_num_threads())
-            run = Run(module, blocks, evaluate, options, folder, name, told.put, stop)
+            run = Run(module, feed, evaluate, options, folder, name, told.put, stop)
             trainer(run).train(resume_from_checkpoint=str(last) if last else None)
             told.put(None)
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""The transformers Trainer as streams are trained with it; imports it at the top, so import this file late."""
+"""The transformers Trainer as streams and reward models are trained with it: import this late, as it imports much."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..base.atomic import append
 from ..base.errors import QwenchError
 from ..base.events import Advanced, Event, Produced
-from .options import AGGREGATOR, HISTORY, WHOLE, TrainOptions, trained_state
+from .options import AGGREGATOR, HISTORY, WHOLE, Feed, TrainOptions, trained_state
 
 #: share of the steps in which the wsd schedule comes down
 DECAY = 0.2
+#: what transformers calls them
+SCHEDULERS = {"wsd": "warmup_stable_decay", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,13 @@ class Run:
     """What a training is about.
 
     Attributes:
-        blocks: (n, S) ids.
         evaluate: held-out `loss`.
         folder: of checkpoints and history. name: in reports.
         tell: takes events. stop: set where the step in hand shall be the last.
     """
 
     module: nn.Module
-    blocks: Tensor
+    feed: Feed
     evaluate: Callable[[], dict[str, float]]
     options: TrainOptions
     folder: Path
@@ -46,7 +47,7 @@ class Run:
     stop: threading.Event
 
 
-def culprit(module: nn.Module, ids: Tensor) -> str:
+def culprit(module: nn.Module, inputs: dict[str, Any]) -> str:
     """Name of the first trained tensor, or else layer output, that is not finite."""
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
@@ -63,7 +64,7 @@ def culprit(module: nn.Module, ids: Tensor) -> str:
 
     handles = [m.register_forward_hook(hook(n)) for n, m in module.named_modules() if n and not list(m.children())]
     with torch.no_grad():
-        module(ids)
+        module(**inputs)
     for handle in handles:
         handle.remove()
     return found[0] if found else "the loss"
@@ -80,7 +81,7 @@ class Watch(TrainerCallback):
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise QwenchError(
                     f"a gradient is not finite at step {state.global_step + 1}: `{at.removeprefix('model.')}`",
-                    "use a smaller --lr, or --init prompts, and --force to begin anew",
+                    "use a smaller --lr, and --force to begin anew",
                 )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -105,7 +106,7 @@ class Watch(TrainerCallback):
             return
         o = self.run.options
         now, made = time.perf_counter(), state.global_step - max(self.step, 0)
-        tokens = o.batch * o.grad_accum * self.run.blocks.shape[1] * args.world_size
+        tokens = round(o.batch * o.grad_accum * self.run.feed.length * args.world_size)
         speed = made * tokens / (now - self.since) if self.step >= 0 else None
         self.since, self.step = now, state.global_step
         row = {
@@ -128,7 +129,7 @@ class Watch(TrainerCallback):
             self.run.tell(Produced(row))
 
 
-class Streams(Trainer):
+class Loop(Trainer):
     """The Trainer, with checkpoints that hold what is trained and are known to be whole."""
 
     run: Run
@@ -137,8 +138,7 @@ class Streams(Trainer):
         out = model(**inputs)
         if not torch.isfinite(out["loss"]):
             raise QwenchError(
-                f"the loss is not finite at step {self.state.global_step + 1}: "
-                f"`{culprit(self.run.module, inputs['input_ids'])}`",
+                f"the loss is not finite at step {self.state.global_step + 1}: `{culprit(self.run.module, inputs)}`",
                 "use a smaller --lr, or --dtype float32, and --force to begin anew",
             )
         return (out["loss"], out) if return_outputs else out["loss"]
@@ -173,19 +173,6 @@ class Streams(Trainer):
             (self.run.folder / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
 
 
-class Blocks(torch.utils.data.Dataset):
-    """Rows of a tensor (n, S)."""
-
-    def __init__(self, blocks: Tensor) -> None:
-        self.blocks = blocks
-
-    def __len__(self) -> int:
-        return len(self.blocks)
-
-    def __getitem__(self, at: int) -> dict[str, Tensor]:
-        return {"input_ids": self.blocks[at]}
-
-
 def trainer(run: Run) -> Trainer:
     """The Trainer of a run."""
     o = run.options
@@ -199,7 +186,8 @@ def trainer(run: Run) -> Trainer:
         per_device_train_batch_size=o.batch,
         gradient_accumulation_steps=o.grad_accum,
         learning_rate=o.lr,
-        lr_scheduler_type="warmup_stable_decay" if wsd else "cosine",
+        lr_scheduler_type=SCHEDULERS[o.schedule],
+        weight_decay=o.weight_decay,
         lr_scheduler_kwargs={"num_decay_steps": decay, "min_lr_ratio": 0.1} if wsd else {},
         warmup_steps=o.warmup,
         max_grad_norm=o.clip,
@@ -215,9 +203,11 @@ def trainer(run: Run) -> Trainer:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=o.device != "cpu",
-        dataloader_drop_last=len(run.blocks) >= o.batch,
+        dataloader_drop_last=len(run.feed.rows) >= o.batch,
     )
-    made = Streams(model=run.module, args=args, train_dataset=Blocks(run.blocks), callbacks=[Watch(run)])
+    made = Loop(
+        model=run.module, args=args, train_dataset=run.feed.rows, data_collator=run.feed.collate, callbacks=[Watch(run)]
+    )
     made.run = run
     made.model_accepts_loss_kwargs = False
     made.remove_callback(PrinterCallback)

@@ -29,6 +29,7 @@ from qwench.ops.streams.measure import gain, held_out, streams_apart
 from qwench.ops.streams.work import Work
 from qwench.ops.training.data import Blocks, DataOptions, end_of, read_blocks
 from qwench.ops.training.loss import head_loss, token_losses
+from qwench.ops.training.options import Feed
 from qwench.ops.training.train import _sentence, newest, train
 from safetensors.torch import load_file
 
@@ -365,7 +366,8 @@ def test_out_of_memory_names_the_flags(home: Path, tmp_path: Path) -> None:
     module.forward = full
     (tmp_path / "out.run" / "p2").mkdir()
     with pytest.raises(QwenchError, match="out of memory in training"):
-        list(train(module, work.blocks.train, dict, work.train_options(), tmp_path / "out.run" / "p2", "p2"))
+        feed = Feed.of_blocks(work.blocks.train)
+        list(train(module, feed, dict, work.train_options(), tmp_path / "out.run" / "p2", "p2"))
 
 
 def test_what_fails_before_training_leaves_nothing(home: Path, tmp_path: Path) -> None:
@@ -454,11 +456,11 @@ def test_the_estimate_is_of_all_that_is_done(home: Path, tmp_path: Path, monkeyp
 
 RANKED = (
     "import sys; from pathlib import Path; from types import SimpleNamespace\n"
-    "from qwench.ops.base.errors import QwenchError; from qwench.ops.base.lock import Lock\n"
+    "from qwench.ops.base.errors import QwenchError; from qwench.ops.training.run_folder import RunFolder\n"
     "from qwench.ops.streams.options import RecycleOptions; from qwench.ops.streams.work import Work\n"
     "work, folder = Work.__new__(Work), Path(sys.argv[1])\n"
     "work.o, work.source = RecycleOptions('m', 'out'), SimpleNamespace(files=[])\n"
-    "work.folder, work._lock = folder, Lock(folder)\n"
+    "work.run_folder = RunFolder(folder.with_suffix(''), False, False)\n"
     "print('here', flush=True); sys.stdin.readline()\n"
     "try: work.open_folder(); print('made', folder.is_dir(), flush=True)\n"
     "except QwenchError as error: print(error.message, flush=True)\n"
@@ -514,5 +516,5 @@ def test_force_takes_nothing_from_a_run_that_lives(home: Path, tmp_path: Path) -
     work = Work(options(home, tmp_path / "out", force=True))
     work.open_folder()
     assert not kept.exists() and (tmp_path / "out.run" / "run.json").exists()
-    work.close()
+    work.run_folder.close()
     assert list(tmp_path.iterdir()) == []
