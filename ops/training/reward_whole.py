@@ -14,7 +14,7 @@ from ..base.atomic import remove, replacing, write
 from ..base.errors import QwenchError
 from ..base.events import Chose, Events, Finished, Started
 from ..models.device import pick_device, pick_threads
-from ..models.pretrained import pretrained
+from ..models.nets.generic import complete_model
 from ..models.reward_heads import RewardHead
 from .options import Feed, TrainOptions, trained_state
 from .precision import training_dtype
@@ -136,7 +136,7 @@ def _module(run: RewardTraining, numbers: str, device: str) -> Any:
 
     o, whole = run.o, run.o.method == "full"
     kind = torch.float32 if whole else getattr(torch, numbers)
-    model = pretrained("AutoModel", run.base.checkpoint.path, dtype=kind)
+    model, _ = complete_model("AutoModel", run.base.checkpoint.path, kind)
     torch.manual_seed(o.seed)
     if not whole:
         _adapters(model, o.lora_rank)

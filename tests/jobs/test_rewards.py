@@ -119,6 +119,18 @@ def test_no_number_is_a_failed_row(tmp_path: Path) -> None:
     assert there.failed == 2 and report(there, EvalSettings())["n"] == 0
 
 
+def test_explain_tells_what_bfloat16_costs(model: Path, tmp_path: Path) -> None:
+    rows = written(tmp_path / "in.jsonl", pairs(3))
+    narrow = Runtime(device="cpu", kernels="eager", dtype="bfloat16")
+    found = list(op.score(options(model, rows, explain=True, runtime=narrow)))
+    told = next(e for e in found if getattr(e, "name", "") == "float32")
+    here = [e.row["reward_chosen"] for e in found if isinstance(e, Produced)]
+    wide = [r["reward_chosen"] for r in scored(op.score(options(model, rows)))[0]]
+    assert 0 < max(abs(a - b) for a, b in zip(here, wide, strict=True)) <= float(told.value) + 1e-3
+    assert "6 texts" in told.reason
+    assert not any(getattr(e, "name", "") == "float32" for e in op.score(options(model, rows, explain=True)))
+
+
 def test_a_dry_run_reads_no_weights(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()

@@ -33,7 +33,7 @@ class GenericEncoder:
                 f"use an encoder, or one of {', '.join(HALVES)}",
             )
         auto = "AutoModelForTextEncoding" if kind in HALVES else "AutoModel"
-        self.model, self.unexpected = _pretrained(auto, folder, dtype, may_lack="pooler")
+        self.model, self.unexpected = complete_model(auto, folder, dtype, may_lack="pooler")
         self.model.to(device).eval()
         self.device, self.causal = device, False
         self.hidden_size: int = self.model.config.hidden_size
@@ -54,7 +54,7 @@ class GenericClassifier:
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], dtype: dtype, device: str = "cpu") -> None:
-        self.model, self.unexpected = _pretrained("AutoModelForSequenceClassification", folder, dtype)
+        self.model, self.unexpected = complete_model("AutoModelForSequenceClassification", folder, dtype)
         self.model.to(device).eval()
         self.device = device
         self.max_positions: int = _positions(self.model.config)
@@ -80,8 +80,12 @@ def _padded(ids: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(ids.split(lengths)), batch_first=True), mask
 
 
-def _pretrained(auto: str, folder: Path, dtype: dtype, may_lack: str | None = None) -> tuple[Any, list[str]]:
-    """(model, names of weights it has no use for), by a transformers auto class."""
+def complete_model(auto: str, folder: Path, dtype: dtype, may_lack: str | None = None) -> tuple[Any, list[str]]:
+    """(model, names of weights it has no use for), by a transformers auto class.
+
+    Raises:
+        QwenchError: it cannot be loaded, or weights are missing and would be random.
+    """
     try:
         # A .bin is unpickled with weights_only, as everywhere here.
         safe = Source(folder).reader.format != "bin"
