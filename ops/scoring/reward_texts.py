@@ -159,7 +159,7 @@ class RewardTexts:
         if ready.skipped or ready.pair is not None:
             return None
         at = ready.marks[-1] if ready.marks else len(ready.ids) - 1
-        return self.tokenizer.backend.id_to_token(ready.ids[at])
+        return self.tokenizer.backend.decode([ready.ids[at]], skip_special_tokens=False)
 
     def _messages(self, conversation: Conversation) -> tuple[list[dict[str, Any]], int]:
         """(messages with the system's, how many steps the answer has)"""
