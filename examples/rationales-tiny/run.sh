@@ -7,11 +7,11 @@ seeds=${SEEDS:-3}
 qwench=${QWENCH:-qwench}
 python=${PYTHON:-python3}
 mkdir -p "$out"
-$python "$here/train.py" "$out" "$seeds"
 set --
 seed=0
 while [ "$seed" -lt "$seeds" ]
 do
+    $python "$here/train.py" "$out" "$seed"
     $qwench reliability measure "direct=$out/$seed/direct.jsonl" "steps=$out/$seed/steps.jsonl" --extract 'regex:=(\d)' \
         --plot "$out/$seed/diagram.png" --json > "$out/$seed/measured.json"
     set -- "$@" "$out/$seed/measured.json"

@@ -79,7 +79,9 @@ def _expressions(a: Any, b: Any) -> bool:
         return False
     if (x := _value(a)) is not None and (y := _value(b)) is not None:
         return close(x.real, y.real) and close(x.imag, y.imag)
-    return bool(_quiet(lambda: a.equals(b)) or _quiet(lambda: simplify(a - b) == 0))
+    # `equals` tries numbers for the symbols: False is proved, None is not.
+    found = _quiet(lambda: a.equals(b))
+    return bool(_quiet(lambda: simplify(a - b) == 0) if found is None else found)
 
 
 def _quiet(found: Any) -> Any:
