@@ -2,8 +2,8 @@
 
     python benchmarks/grading.py                 # compat; --grader both, --count N
 
-Three in four are numbers, which the cheap rules decide; the others are fractions, roots, tuples, polynomials, equations and
-intervals, each compared by algebra in a worker. Starting the workers counts. The last line of standard output
+Three in four are numbers, which the cheap rules decide; the others are fractions, roots, tuples, polynomials, equations
+and intervals, each compared by algebra in a worker. Starting the workers counts. The last line of standard output
 is one JSON document.
 """
 

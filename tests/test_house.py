@@ -201,6 +201,13 @@ URLS = [
     "parscale-law --points s3://b/p.csv",
     "parscale-law --predict s3://b/m",
     "parscale-law --plot s3://b/p.png",
+    "polymath run s3://b/d --out out",
+    "polymath run docs --out s3://b/out",
+    "polymath score s3://b/a",
+    "polymath score . --compare s3://b/a",
+    "reliability measure s3://b/a.jsonl",
+    "reliability fit s3://b/a.jsonl",
+    "reliability rationales docs --out s3://b/a.jsonl",
     "bench-kernels --save s3://b/r.json",
     "bench-kernels --baseline s3://b/r.json",
     "bench-kernels --plot s3://b/pictures",
@@ -233,6 +240,9 @@ PICTURES = [
     "merge ./none ./other --sweep t=0,1 --eval ppl:docs --plot",
     "parscale-law --plot",
     "reward eval docs --plot",
+    "polymath score ./none --plot",
+    "reliability measure docs --plot",
+    "reliability fit docs --plot",
 ]
 
 
@@ -264,6 +274,8 @@ def test_a_picture_is_refused_before_the_work(line: str, tmp_path: Path, monkeyp
         ("convert ./none no/out", "the folder of the output is not there"),
         ("merge ./none ./other --out no/out", "the folder of the output is not there"),
         ("parscale-recycle ./none no/out --data docs --steps 1", "the folder of the output is not there"),
+        ("polymath run docs --model ./none --out no/out", "the folder of the output is not there"),
+        ("reliability rationales docs --model ./none --out no/o.jsonl", "the folder of the output is not there"),
         ("embed docs --model ./none --out no/n.lance", "the folder of the index is not there"),
         ("embed docs --model ./none --out n.xyz", "unknown output format"),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 from ...base.atomic import write
 from ...base.errors import QwenchError
 from ...base.events import Chose, Event, Events, Finished, Warned
-from ...base.paths import check_output
+from ...base.paths import check_output, local
 from ...base.plots import check_plot
 from ...base.stats import ROUNDS
 from ..languages import LANGUAGES
@@ -94,6 +94,8 @@ def score(options: ScoreOptions) -> Events:
 
 def _checked(options: ScoreOptions) -> tuple[str, ...]:
     check_languages(options.langs)
+    for name in (*options.dirs, *filter(None, (options.compare,))):
+        local(name, "the folder of answers")
     if options.by not in BY:
         raise QwenchError(f"unknown --by: `{options.by}`", f"use {', '.join(BY)}", code=2)
     if options.boot < 0:
