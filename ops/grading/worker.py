@@ -7,6 +7,7 @@ the call is told apart from one that was answered. No signal is used, so that it
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..base.errors import QwenchError
@@ -27,7 +29,9 @@ CALLS = {
     "wait": ("worker", "_wait"),
 }
 #: seconds that a process may take to start; imports on a loaded machine
-START = 120.0
+START = 300.0
+#: times the limit that a call may take where its process had to wait for a CPU
+PATIENCE = 6
 #: bytes of address space a process may take
 MEMORY = 4 << 30
 #: calls after which a process is replaced, for what sympy remembers
@@ -57,16 +61,37 @@ class _Process:
         )
         self.key: Any = None
         self.calls, self.ready, self.buffer = 0, False, b""
-        self.deadline = time.monotonic() + START
+        self.begun = time.monotonic()
+        self.deadline, self.limit, self.spent = self.begun + START, START, 0.0
 
     def send(self, key: Any, call: str, arguments: tuple[Any, ...], limit: float) -> None:
         self.key, self.calls = key, self.calls + 1
-        self.deadline = time.monotonic() + limit
+        self.limit, self.begun, self.spent = limit, time.monotonic(), self.cpu()
+        self.deadline = self.begun + limit
         assert self.child.stdin is not None
         data = json.dumps([call, *arguments]).encode() + b"\n"
         with suppress(BrokenPipeError):  # it has died, which is seen when it is read
             while data:
                 data = data[os.write(self.child.stdin.fileno(), data) :]
+
+    def cpu(self) -> float:
+        """Seconds of a CPU that it has used, infinite where the system does not tell."""
+        try:
+            stat = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return math.inf
+
+    def late(self, now: float) -> bool:
+        """Whether its time is up; one that waited for a CPU is given what it has not used."""
+        if now < self.deadline:
+            return False
+        left = self.limit - (self.cpu() - self.spent) if self.ready else 0.0
+        # inf - inf is NaN, which is above nothing.
+        if not left > 0.01 or now - self.begun >= PATIENCE * self.limit:
+            return True
+        self.deadline = min(now + left, self.begun + PATIENCE * self.limit)
+        return False
 
     def read(self) -> tuple[bool, Any]:
         """(whether it lives, a line it has written whole)"""
@@ -93,7 +118,8 @@ class Workers:
     Args:
         calls: names of CALLS that will be made; what they need is imported before a process counts as started.
         most: processes at a time, 0 for one a CPU.
-        limit: seconds that a call may take; the start of a process is not counted.
+        limit: seconds of a CPU that a call may take, and PATIENCE times as many of a clock's; the start of a process is
+            not counted.
     """
 
     def __init__(self, calls: Iterable[str], most: int = 0, limit: float = 5.0) -> None:
@@ -161,7 +187,7 @@ class Workers:
             elif not alive:
                 yield from self._lost(process, "died")
         now = time.monotonic()
-        for process in [p for p in self._busy if p.deadline <= now]:
+        for process in [p for p in self._busy if p.late(now)]:
             yield from self._lost(process, "late")
 
     def _line(self, process: _Process, line: Any) -> Iterator[Reply]:

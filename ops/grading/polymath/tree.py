@@ -16,7 +16,7 @@ from ...text.rows import Malformed
 from ..languages import LANGUAGES
 from .levels import MIDDLE, WEIGHTS
 
-_NUMBER = re.compile(r"(\d+)$")
+_ID = re.compile(r"[a-z]+-[a-z]{2}-(\d+)")
 
 
 @dataclass(slots=True)
@@ -116,16 +116,16 @@ def _answer(value: dict[str, Any], language: str, level: str, number: int) -> An
         if not isinstance(given, str) and not (name == "answer" and isinstance(given, int | float)):
             what = "no" if given is None else "another kind of thing than text as"
             trouble = f"has {what} `{name}`"
-    index = value.get("idx", number)
-    named = _NUMBER.search(str(value.get("id", "")))
+    index, named = value.get("idx"), _ID.fullmatch(str(value.get("id", "")))
+    if not isinstance(index, int):
+        index = int(named[1]) - 1 if named else number  # an id counts from 1
     thinking, sample, tokens = value.get("thinking_pred"), value.get("sample", 0), value.get("thinking_tokens")
     if thinking is not None and not isinstance(thinking, str):
         trouble, thinking = "has another kind of thing than text as `thinking_pred`", ""
     return Answer(
         language,
         level,
-        # An id counts from 1, an index from 0.
-        int(named[1]) - 1 if named else index if isinstance(index, int) else number,
+        index,
         sample if isinstance(sample, int) else 0,
         str(value.get("answer", "")),
         thinking or "",
