@@ -295,7 +295,8 @@ def _table(summary: dict[str, Any], by: str, near: list[dict[str, Any]] | None =
             cells += f"{text:>9}"
         low, high = (100 * v for v in row["interval"])
         rounds = f"{row['rounds']:.1f}" if row["rounds"] is not None else "-"
-        line = f"{row['name']:22}{cells}   {row['accuracy']:6.1%}  {low:3.0f}-{high:3.0f}      {row['invalid_games']:6.1%}  {rounds:>6}"
+        line = f"{row['name']:22}{cells}   {row['accuracy']:6.1%}  {low:3.0f}-{high:3.0f}      "
+        line += f"{row['invalid_games']:6.1%}  {rounds:>6}"
         if near:
             other = beside[row["name"]]
             scaled = other["normalised"]

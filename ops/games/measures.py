@@ -44,6 +44,10 @@ def share(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def _refused(record: Record) -> bool:
+    return any(not turn.get("valid", True) for turn in record["turns"])
+
+
 def grouped(records: Iterable[Record], by: str) -> dict[str, list[Record]]:
     """Records by task, class, level, or all together; in the order of the tasks."""
     names = {
@@ -63,7 +67,7 @@ def _level(record: Record) -> int:
 
 
 def summary(records: Sequence[Record], by: str = "task") -> dict[str, Any]:
-    """Shares of every group, by level within each; of all games the unweighted mean over tasks, by a bootstrap of rows."""
+    """Shares of every group, by level within each; the unweighted mean over tasks, with a bootstrap of rows."""
     rows = []
     for name, group in grouped(records, by).items():
         levels = {level: share(some) for level, some in grouped(group, "level").items()}

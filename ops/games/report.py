@@ -144,7 +144,7 @@ def _baselines(done: Sequence[Mapping[str, Any]], played: Sequence[tuple[Row, Ru
 
 
 def split(folder: Path, played: Sequence[Mapping[str, Any]]) -> None:
-    """Files as the reference's evaluator reads them: one of every task and level, `CLASS/TASK/LEVEL/ROUNDS/MODEL.jsonl`.
+    """Files as the reference's evaluator reads them, one a task and level: `CLASS/TASK/LEVEL/ROUNDS/MODEL.jsonl`.
 
     Raises:
         QwenchError: they cannot be written.

@@ -33,7 +33,8 @@ class XORBreaking(Game):
     def draw(cls, rng: random.Random, bound: int) -> Row:
         """See Game."""
         p = 1
-        while not breakable(p):
+        # An even count of bits can be won against any opponent.
+        while not breakable(p) or p.bit_count() % 2:
             p = between(rng, 2, bound)
         return {"scale": bound, "initial_number": p, "turns": 20}
 
