@@ -300,7 +300,8 @@ def _table(summary: dict[str, Any], by: str, near: list[dict[str, Any]] | None =
         if near:
             other = beside[row["name"]]
             scaled = other["normalised"]
-            line += "".join(f"  {other[player]:6.1%}" for player in ("random", "solver", "spam"))
+            shares = (other[player] for player in ("random", "solver", "spam"))
+            line += "".join(f"  {'-' if share is None else format(share, '.1%'):>6}" for share in shares)
             line += f"  {'-' if scaled is None else format(scaled, '.2f'):>10}"
         lines.append(line)
     if summary["mean"] is not None:

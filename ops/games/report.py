@@ -137,6 +137,8 @@ def _baselines(done: Sequence[Mapping[str, Any]], played: Sequence[tuple[Row, Ru
     sums = {player: {r["name"]: r for r in summary(results[player], by)["rows"]} for player in PLAYERS}
     for row in summary(done, by)["rows"]:
         near = {player: sums[player][row["name"]]["accuracy"] for player in PLAYERS}
+        if set(sums["spam"][row["name"]]["ended"]) == {"stopped"} and not near["spam"]:
+            near["spam"] = None  # there is nothing to answer
         rows.append(
             {"name": row["name"], **near, "normalised": normalised(row["accuracy"], near["random"], near["solver"])}
         )
@@ -175,9 +177,10 @@ def chart(path: Path, done: Sequence[Mapping[str, Any]], baselines: Sequence[Map
         places = range(len(names))
         axis.barh(places, [100 * own[n]["accuracy"] for n in names], height=0.62, color=COLORS[0], label="this run")
         for player, marker, color in (("solver", "|", COLORS[2]), ("random", "o", COLORS[1]), ("spam", "x", COLORS[5])):
-            if near:
-                values = [100 * near[n][player] if n in near else None for n in names]
-                axis.scatter(values, places, marker=marker, s=44, color=color, label=player, zorder=3, linewidths=1.6)
+            marked = [(100 * near[n][player], i) for i, n in enumerate(names) if near and near[n][player] is not None]
+            if marked:
+                xs, ys = zip(*marked, strict=True)
+                axis.scatter(xs, ys, marker=marker, s=44, color=color, label=player, zorder=3, linewidths=1.6)
         axis.set_yticks(list(places), names, fontsize=8)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_xlim(-2, 102)
