@@ -297,8 +297,7 @@ def _table(summary: dict[str, Any], by: str, near: list[dict[str, Any]] | None =
         rounds = f"{row['rounds']:.1f}" if row["rounds"] is not None else "-"
         line = f"{row['name']:22}{cells}   {row['accuracy']:6.1%}  {low:3.0f}-{high:3.0f}      "
         line += f"{row['invalid_games']:6.1%}  {rounds:>6}"
-        if near:
-            other = beside[row["name"]]
+        if other := beside.get(row["name"]):
             scaled = other["normalised"]
             shares = (other[player] for player in ("random", "solver", "spam"))
             line += "".join(f"  {'-' if share is None else format(share, '.1%'):>6}" for share in shares)

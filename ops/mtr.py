@@ -109,11 +109,12 @@ def run(options: RunOptions, stdin: BinaryIO | None = None) -> Events:
         if job.out != "-":
             played = [dict(record) for _, record in records((job.out,))]
         good = [r for r in played if "failed" not in r]
+        everything = [report.counted(r) for r in played]
         if options.split is not None:
             report.split(options.split, good)
         if isinstance(work, play.Written) and not event.result["failed"]:
             work.done()
-        yield Finished(event.result | {"player": options.player, "summary": report.summary(good)})
+        yield Finished(event.result | {"player": options.player, "summary": report.summary(everything)})
 
 
 def score(options: ScoreOptions, stdin: BinaryIO | None = None) -> Events:

@@ -139,7 +139,9 @@ class Match:
         return self.ended == "solved"
 
     def _opening(self) -> str:
-        prompt = self.row.get("prompt") or self.game.prompt()
+        # Other rules than those that a row was made for have another prompt.
+        own = self.row.get("rules", self.rules.rules) == self.rules.rules
+        prompt = (own and self.row.get("prompt")) or self.game.prompt()
         if "rules" not in self.row:
             told = "" if self.game.kind == "sg" else REFERENCE_LIMIT.format(n=self.rules.max_round)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,10 +61,12 @@ def scored(options: ScoreOptions, stdin: BinaryIO | None = None) -> Events:
     if o.which.rows is not None or o.which.reference is not None:
         rows = by_key(o.which, stdin)
     yield Started("score", None)
-    done: list[dict[str, Any]] = []
+    done: list[Mapping[str, Any]] = []
     played: list[tuple[Row, Rules]] = []
     differences = 0
-    for record, replay in replays(_whole(records(o.transcripts, stdin)), rows, o.rules, o.trust):
+    everything = list(records(o.transcripts, stdin))
+    done += [counted(record) for _, record in everything if "failed" in record]
+    for record, replay in replays(_whole(everything), rows, o.rules, o.trust):
         for difference in replay.differences if not o.trust else ():
             differences += 1
             if differences <= TOLD:
@@ -102,7 +104,7 @@ def _check(o: ScoreOptions) -> None:
         check_plot(o.plot)
 
 
-def _whole(found: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _whole(found: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Transcripts of games that were played: a game that failed is none."""
     return ((place, record) for place, record in found if "failed" not in record)
 
@@ -136,6 +138,8 @@ def _baselines(done: Sequence[Mapping[str, Any]], played: Sequence[tuple[Row, Ru
     rows = []
     sums = {player: {r["name"]: r for r in summary(results[player], by)["rows"]} for player in PLAYERS}
     for row in summary(done, by)["rows"]:
+        if row["name"] not in sums["random"]:
+            continue  # all of its games have failed
         near = {player: sums[player][row["name"]]["accuracy"] for player in PLAYERS}
         if set(sums["spam"][row["name"]]["ended"]) == {"stopped"} and not near["spam"]:
             near["spam"] = None  # there is nothing to answer
@@ -143,6 +147,15 @@ def _baselines(done: Sequence[Mapping[str, Any]], played: Sequence[tuple[Row, Ru
             {"name": row["name"], **near, "normalised": normalised(row["accuracy"], near["random"], near["solver"])}
         )
     return rows
+
+
+def counted(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A game as it counts: one that failed is not won."""
+    if "failed" not in record:
+        return record
+    row = record["row"]
+    found = {"task": row["task"], "level": row["level"], "question_id": row["question_id"]}
+    return found | {"solved": False, "rounds": 0, "ended": "error", "turns": []}
 
 
 def split(folder: Path, played: Sequence[Mapping[str, Any]]) -> None:

@@ -16,6 +16,8 @@ from .registry import Task, game
 
 #: draws in a row that bring no new row before a level counts as used up
 PATIENCE = 200
+#: words in the names of files of the reference that hold no rows of it
+LEFT_OVER = frozenset({"test", "old", "real", "add"})
 #: messages that a prompt shows between backticks
 EXAMPLES = re.compile(r"`([^`\n]+)`")
 
@@ -72,7 +74,7 @@ def _wins(made: Game, said: str) -> bool:
 
 
 def reference(folder: Path, tasks: list[Task], levels: list[str]) -> Iterator[tuple[str, Row]]:
-    """(where, row) of a clone of the reference: `problem/CLASS/TASK/LEVEL.jsonl`, or a folder of a level.
+    """(where, row) of a clone of the reference: of every task and level one file below `problem/CLASS`.
 
     Raises:
         QwenchError: it is none, or a file in it cannot be read.
@@ -93,16 +95,12 @@ def reference(folder: Path, tasks: list[Task], levels: list[str]) -> Iterator[tu
 
 
 def _file(folder: Path, task: str, level: str) -> Path:
-    """Files of leftovers have names with more behind the level."""
-    for path in (
-        folder / task / f"{level}.jsonl",
-        folder / task / level / "question.jsonl",
-        folder / f"{task}_{level}.jsonl",
-    ):
-        if path.is_file():
-            return path
-    found = sorted(p for p in (folder / task).rglob("*.jsonl") if p.stem == level or p.parent.name == level)
-    plain = [p for p in found if not p.stem.endswith(("_test", "_old", "_real", "_add")) and p.stem != "test"]
-    if len(plain) != 1:
-        raise QwenchError(f"there is not one file of {task}, {level}, in `{folder / task}`")
-    return plain[0]
+    """The one file of a task and level, by the words in its path; files of leftovers have further ones."""
+    found = []
+    for path in sorted(folder.rglob("*.jsonl")):
+        words = set(re.split(r"[/\\_.-]", str(path.relative_to(folder)).lower()))
+        if {task.lower(), level} <= words and not words & LEFT_OVER:
+            found.append(path)
+    if len(found) != 1:
+        raise QwenchError(f"there are {len(found)} files of {task}, {level}, in `{folder}`, and not one")
+    return found[0]

@@ -22,7 +22,7 @@ from qwench.ops.games.registry import TASKS
 
 from ..conftest import KERNELS
 from ..writing.stub import Stub, serving
-from .play import ORACLES, played
+from .play import ORACLES, played, row
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -284,6 +284,37 @@ def test_lint_of_the_reference() -> None:
     assert [different["DarkMaze", level]["different"] for level in levels][:2] == [8, 29]
     for task in ("RPD", "BitGuessing", "GeoGame"):
         assert sum(found.get(("no scale", task, level), 0) for level in levels) == 90
+
+
+def test_rows_of_a_clone(tmp_path: Path) -> None:
+    """A folder laid out as the reference's, with leftovers beside the file that counts."""
+    folder = tmp_path / "problem" / "information_query" / "BitQuery" / "easy"
+    folder.mkdir(parents=True)
+    text = {"question_id": "3", "prompt": "Find it.\n\nReady to start?", "title": "BitQuery", "difficulty": "easy"}
+    text |= {"answer": "3021", "scale": 4, "type": "information_query"}
+    (folder / "problem.jsonl").write_text(json.dumps(text) + "\n")
+    (folder / "problem_old.jsonl").write_text("leftover")
+    which = mtr.Which(None, tmp_path, ("BitQuery",), (), ("easy",))
+    plan = mtr.RunOptions("solver", rules=mtr.Rules(rules="reference"), which=which, job=mtr.JobOptions())
+    events = list(mtr.run(plan))
+    (record,) = [e.row for e in events if isinstance(e, Produced)]
+    assert (record["question_id"], record["solved"], record["rounds"]) == (3, True, 7)
+    assert any("texts for ids" in getattr(e, "message", "") for e in events)
+    from qwench.ops.games.match import Match, settled
+
+    shown = Match(settled(text), mtr.Rules(rules="reference", max_round=9)).messages[0]["content"]
+    sentence = (
+        "- You have 9 attempts to find the answer, which means you need to output your answer in the 9-th round or"
+    )
+    assert f"Find it.\n{sentence} before this round.\n\nReady to start?" in shown
+
+
+def test_a_game_that_fails_is_not_won() -> None:
+    from qwench.ops.games.report import counted, summary
+
+    failed = {"id": "MinMax/easy/1", "row": row("MinMax"), "failed": "the prompt does not fit"}
+    found = summary([counted(failed), counted(played("solver", "MinMax").told())])["all"]
+    assert (found["games"], found["solved"], found["ended"]["error"]) == (2, 1, 1)
 
 
 def test_measures() -> None:
