@@ -183,7 +183,6 @@ def _drawn(sampling: Sampling, extras: bool, owner: str) -> dict[str, Any]:
     if s.temperature:
         # SGLang has no 0 for all.
         body |= {"top_k": s.top_k or (-1 if owner == "sglang" else 0), "min_p": s.min_p}
-    if s.repetition_penalty != 1:
-        # The second is what llama.cpp calls it.
-        body |= {"repetition_penalty": s.repetition_penalty, "repeat_penalty": s.repetition_penalty}
-    return body
+    # At 1, too: vLLM takes a model's own from its generation config, and llama-cpp-python has 1.1. The second name is
+    # llama.cpp's.
+    return body | {"repetition_penalty": s.repetition_penalty, "repeat_penalty": s.repetition_penalty}

@@ -17,7 +17,7 @@ T = TypeVar("T")
 Steps = Generator[Event, None, T]
 PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 #: fields that are not the protocol's own, at values that change nothing
-EXTRAS = {"top_k": 20, "min_p": 0.0}
+EXTRAS = {"top_k": 20, "min_p": 0.0, "repetition_penalty": 1.0, "repeat_penalty": 1.0}
 #: who owns a model's entry -> where the server tells more, and under which keys
 MORE = {
     "vllm": ("../version", ("version",)),
