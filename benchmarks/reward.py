@@ -31,7 +31,7 @@ PROMPTS, ANSWERS = 32, 8
 BATCHES = (4, 8, 16, 32)
 
 
-def rows(model: str) -> list[tuple[str, list[str]]]:
+def rows(model: str, prompts: int) -> list[tuple[str, list[str]]]:
     """(prompt, answers), each cut at a token's end."""
     from tokenizers import Tokenizer
 
@@ -47,7 +47,7 @@ def rows(model: str) -> list[tuple[str, list[str]]]:
 
     return [
         (piece(100 + (i * 13) % 41), [piece(16 + ((i * ANSWERS + j) * 7919) % 185) for j in range(ANSWERS)])
-        for i in range(PROMPTS)
+        for i in range(prompts)
     ]
 
 
@@ -141,7 +141,7 @@ ENGINES = {"qwench": run_ours, "sentence-transformers": run_st, "transformers": 
 
 
 def child(job: dict) -> None:
-    scores, spent = ENGINES[job["engine"]](job, rows(job["model"]))
+    scores, spent = ENGINES[job["engine"]](job, rows(job["model"], job["prompts"]))
     print(json.dumps({"seconds": spent, "peak_mb": peak_bytes() / 2**20, "scores": scores}))
 
 
@@ -158,7 +158,7 @@ def measure(shape: str, args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as above:
         folder = f"{above}/model"
         make(Path(folder), args.tokenizer, shape, args.dtype)
-        same = {"model": folder, "device": args.device, "dtype": args.dtype}
+        same = {"model": folder, "device": args.device, "dtype": args.dtype, "prompts": args.prompts}
         best = {}
         for name in ENGINES:
             sizes = (0,) if name == "qwench" else tuple(args.batches)
@@ -174,7 +174,7 @@ def measure(shape: str, args: argparse.Namespace) -> dict:
         apart = max(abs(a - b) for a, b in zip(ours, one["runs"][0]["scores"], strict=True))
         found[name] = {
             "batch": one["batch"],
-            "answers_per_second": round(PROMPTS * ANSWERS / seconds, 2),
+            "answers_per_second": round(args.prompts * ANSWERS / seconds, 2),
             "peak_mb": round(max(r["peak_mb"] for r in one["runs"])),
             "largest_difference": apart,
         }
@@ -189,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=tuple(SHAPES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batches", type=lambda t: [int(x) for x in t.split(",")], default=list(BATCHES))

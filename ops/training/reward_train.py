@@ -173,6 +173,8 @@ class RewardTraining:
         if self.o.export:
             yield from self._export(pairs)
             return
+        if self.start is None and any(name.startswith("score.") for name in self.base.tensors):
+            yield Warned("head", "the base has a reward head of its own, and a fresh one is trained: see --init-from")
         yield Chose("saved as", self.saved, _why(self.saved, self.base.config, self.kind))
         if self.o.method == "head":
             with Lock(self.folder) as lock:

@@ -48,6 +48,7 @@ def test_what_is_refused(folder: Path, qwench: Run) -> None:
     (folder / "none.jsonl").write_text("")
     for args, code, said in (
         (["score", "in.jsonl"], 2, "no reward model is named"),
+        (["score", "in.jsonl", "--model", "smollm2"], 1, "GGUF files have no reward heads"),
         (["score", "bad.jsonl", "--model", "m"], 1, "line 1: there is no answer to score"),
         (["score", "bad.jsonl", "--model", "m", "--keep-going"], 1, "left out: line 1"),
         (["score", "none.jsonl", "--model", "m"], 3, "nothing was scored"),
@@ -74,3 +75,21 @@ def test_best_of_and_selftest(folder: Path, qwench: Run) -> None:
     assert {"majority", "weighted"} <= set(lines[0])
     done = qwench("reward", "score", "--model", "m", "--selftest", "--json", *ON, cwd=folder)
     assert done.returncode == (0 if json.loads(done.stdout)["right"] else 3)
+
+
+def test_train_from_a_reward_model(folder: Path, qwench: Run) -> None:
+    """Begun with the base's own head and not trained, what comes out rewards as the base does."""
+    args = ["reward", "train", "in.jsonl", "--model", "m", "--epochs", "0", "--validation-share", "0.5", *ON]
+    done = qwench(*args, "--out", "o", "--init-from", "m", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["saved"] == "checkpoint" and found["validation_pairs"] == 4 and not found["warnings"]
+    rewards = []
+    for model in ("m", "o"):
+        rows = qwench("reward", "score", "in.jsonl", "--model", model, *ON, cwd=folder).stdout.splitlines()
+        rewards += [[json.loads(row)[name] for row in rows for name in ("reward_chosen", "reward_rejected")]]
+    assert rewards[1] == pytest.approx(rewards[0], abs=1e-4)
+    again = qwench(*args, "--out", "o", cwd=folder)
+    assert again.returncode == 1 and "the output is there already" in again.stderr
+    fresh = qwench(*args, "--out", "p", cwd=folder)
+    assert "has a reward head of its own" in fresh.stderr and "ruler       longest" in fresh.stdout
