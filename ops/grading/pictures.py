@@ -99,4 +99,4 @@ def improvements(points: Sequence[tuple[str, float, float]], ols: Mapping[str, f
         axis.set_xlabel("improvement of accuracy")
         axis.set_ylabel("improvement of reliability (ECE)")
         axis.set_title(title, color=INK, fontsize=10)
-        axis.legend(frameon=False, labelcolor=INK, loc="lower right")
+        axis.legend(frameon=False, labelcolor=INK, loc="upper left")
