@@ -193,7 +193,16 @@ def chart(path: Path, done: Sequence[Mapping[str, Any]], baselines: Sequence[Map
             marked = [(100 * near[n][player], i) for i, n in enumerate(names) if near and near[n][player] is not None]
             if marked:
                 xs, ys = zip(*marked, strict=True)
-                axis.scatter(xs, ys, marker=marker, s=44, color=color, label=player, zorder=3, linewidths=1.6)
+                axis.scatter(
+                    xs,
+                    ys,
+                    marker=marker,
+                    s=160 if player == "solver" else 40,
+                    color=color,
+                    label=player,
+                    zorder=3,
+                    linewidths=1.6,
+                )
         axis.set_yticks(list(places), names, fontsize=8)
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_xlim(-2, 102)

@@ -119,8 +119,8 @@ class Generator:
             row, slot, prompt = self._row(group.request, sample), len(self._rows), group.request.ids
             first: list[int] = []
             if group.logits is None:
-                # A prompt of its own is computed from where slot 0 still agrees with it.
-                kept = self._agree(prompt) if slot == 0 else 0
+                # A prompt of its own is computed from where a free slot still agrees with it.
+                kept = self._nearest(prompt, slot)
                 self._keep(slot, kept)
             else:
                 first, pieces = row.take(group.logits)
@@ -166,10 +166,23 @@ class Generator:
         self.engine.keep(slot, length)
         del self.held[slot][length:]
 
-    def _agree(self, ids: list[int]) -> int:
-        """Tokens of the prompt that slot 0 holds already; the last is fed in any case, for its logits."""
-        most = min(len(ids) - 1, len(self.held[0]), self.engine.length(0))
-        return next((i for i in range(most) if ids[i] != self.held[0][i]), most)
+    def _nearest(self, ids: list[int], slot: int) -> int:
+        """Bring the free slot that holds most of the prompt into place: conversations go on where they were.
+
+        Returns how much that is.
+        """
+        agree = {s: self._agree(ids, s) for s in range(slot, self.engine.slots)}
+        best = max(agree, key=agree.__getitem__)
+        if best != slot:
+            self.engine.swap(slot, best)
+            self.held[slot], self.held[best] = self.held[best], self.held[slot]
+        return agree[best]
+
+    def _agree(self, ids: list[int], slot: int) -> int:
+        """Tokens of the prompt that a slot holds already; the last is fed in any case, for its logits."""
+        held = self.held[slot]
+        most = min(len(ids) - 1, len(held), self.engine.length(slot))
+        return next((i for i in range(most) if ids[i] != held[i]), most)
 
     def _copied(self, prompt: list[int], slot: int) -> int:
         """Bring a prompt into a slot from where it was computed; its tokens that are there then, all or none."""

@@ -167,7 +167,7 @@ def test_every_flag_lands_somewhere() -> None:
         function = next(
             n
             for n in ast.parse(source).body
-            if isinstance(n, ast.FunctionDef) and n.name == command.path[-1].replace("-", "_")
+            if isinstance(n, ast.FunctionDef) and n.name == command.run.__name__
         )
         read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
         filled = "ctx.params" in source

@@ -345,7 +345,7 @@ def test_transcripts_of_the_chooser(tmp_path: Path) -> None:
             return [type("Scored", (), {"mean": -float(c[-1] not in "SE")})() for c in continuations]
 
     work._chooser, work.chat.writer = Chooser(), Chooser()
-    for row in lines(rows):
-        match = work.begin({"row": row | {"question_id": 1}}, None)()
+    for one in lines(rows):
+        match = work.begin({"row": one | {"question_id": 1}}, None)()
         assert match.ended in ("solved", "limit") and all(t["output"][-1] in "SENW" for t in match.turns)
-        assert work.finish({"row": row}, [match])["model"] == "prefers"
+        assert work.finish({"row": one}, [match])["model"] == "prefers"

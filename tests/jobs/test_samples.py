@@ -61,9 +61,10 @@ def test_samples_depend_on_nothing_beside_them(small: Path, tmp_path: Path) -> N
     seeds = [s["seed"] for rows in (many, other) for row in rows for s in row["samples"]]
     assert len(set(seeds)) == 60 and max(seeds) < 1 << 31
     assert len({s["text"] for row in many for s in row["samples"]}) > 25
-    # The prompts once: what the samples would have taken each falls by their number.
+    # The prompts once at most: what the samples would have taken each falls by their number.
     prompts = sum(len(row["prompt"]) for row in ROWS)
-    assert result["prefilled_tokens"] == prompts and result["cached_tokens"] == 4 * prompts
+    assert 0 < result["prefilled_tokens"] <= prompts
+    assert result["prefilled_tokens"] + result["cached_tokens"] == 5 * prompts
     assert few["prefilled_tokens"] <= prompts
     assert result["samples"] == 30 and result["rows"] == 6
 
