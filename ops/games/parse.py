@@ -67,7 +67,7 @@ def read(text: str, forms: Sequence[Form], reference: bool) -> tuple[str, list[A
     """
     best: tuple[int, Form, re.Match[str]] | None = None
     for form in forms:
-        places = _pattern(form, reference).finditer(text)
+        places = _pattern(form, reference)[0].finditer(text)
         if reference and not form.last:
             match = next(places, None)
         else:
@@ -85,7 +85,8 @@ def read(text: str, forms: Sequence[Form], reference: bool) -> tuple[str, list[A
 
 
 @cache
-def _pattern(form: Form, reference: bool) -> re.Pattern[str]:
+def _pattern(form: Form, reference: bool) -> tuple[re.Pattern[str], tuple[str, ...]]:
+    """(what finds it, kinds of what is taken)."""
     table = _REFERENCE if reference else _FIXED
     looks = form.reference if reference and form.reference is not None else form.looks
     parts = []
@@ -97,14 +98,14 @@ def _pattern(form: Form, reference: bool) -> re.Pattern[str]:
         else:
             parts.append(re.escape(part) if reference else re.escape(part).replace(r"\ ", "[ \t]+"))
     # A digit is one of ASCII, and a letter of any case, by the fixed rules.
-    return re.compile("".join(parts) + ("" if reference else _END), 0 if reference else re.IGNORECASE | re.ASCII)
+    flags = 0 if reference else re.IGNORECASE | re.ASCII
+    kinds = tuple(t for t in _TOKENS.findall(looks) if t not in "_.")
+    return re.compile("".join(parts) + ("" if reference else _END), flags), kinds
 
 
 def _taken(form: Form, match: re.Match[str], reference: bool) -> list[Any]:
-    looks = form.reference if reference and form.reference is not None else form.looks
-    kinds = [t for t in _TOKENS.findall(looks) if t not in "_."]
     found: list[Any] = []
-    for kind, text in zip(kinds, match.groups(), strict=True):
+    for kind, text in zip(_pattern(form, reference)[1], match.groups(), strict=True):
         if kind in ("INT", "NUM"):
             found.append(number(text, reference))
         elif kind == "INTS":
