@@ -73,24 +73,8 @@ def list_tasks(classes: Classes = None, *, shown: Talk) -> None:
     shown.data(f"{'task':21} class  luck  opponents           messages")
     for task in found:
         against = " ".join(task["opponents"]) or "-"
-        forms = "   ".join(_form(form) for form in task["forms"])
+        forms = "   ".join(task["forms"])
         shown.data(f"{task['name']:21} {task['class']:5}  {'luck' if task['luck'] else '-':4}  {against:18}  {forms}")
-
-
-def _form(looks: str) -> str:
-    """A form as a person reads it."""
-    import re
-
-    text = re.sub(r"<\[([A-Z]+)\]>", lambda m: "|".join(m[1]), looks)
-    text = text.replace(r"<[ \t]*,[ \t]*>", ",").replace(r"<[ \t]*\|[ \t]*>", " | ").replace(r"<(?:![ \t]*)?>", "")
-    text = re.sub(r"<\[0-9\]\+\(\?:\[ \\t\]\*,.*?>", "N,N,...", text)
-    text = re.sub(r"<\[0-9\]\+-\[0-9\]\+.*?>", "N-N N-N ...", text)
-    text = re.sub(r"<([A-Z|]+)>", r"\1", text)
-    for old, new in (("INTS", "N N ..."), ("INT", "N"), ("NUM", "±N"), ("WORD", "LETTERS"), ("_", " "), (".", " ")):
-        text = (
-            text.replace(old, new) if old != "." else text.replace("...", "\0").replace(".", " ").replace("\0", "...")
-        )
-    return " ".join(text.split())
 
 
 def make(

@@ -58,7 +58,7 @@ def tasks(kinds: tuple[str, ...] = ()) -> list[dict[str, Any]]:
                 "class": task.kind,
                 "kind": KINDS[task.kind][1],
                 "levels": kind.LEVELS,
-                "forms": [form.looks for form in kind.FORMS],
+                "forms": [form.shown for form in kind.FORMS],
                 "luck": kind.luck,
                 "quirks": list(kind.QUIRKS),
                 "opponents": list(kind.OPPONENTS),

@@ -31,6 +31,10 @@ _FIXED = {
 }
 
 
+#: how a form's parts are shown
+SHOWN = {"INT": "N", "NUM": "±N", "INTS": "N N ...", "WORD": "LETTERS", "_": " ", ".": " "}
+
+
 class TooLong(ValueError):
     """A number of more digits than any rule has a use for."""
 
@@ -49,6 +53,25 @@ class Form:
     looks: str
     reference: str | None = None
     last: bool = False
+
+    @property
+    def shown(self) -> str:
+        """As a person reads it: `My Query: N N`."""
+        text = "".join(SHOWN.get(part) or _alternatives(part) for part in _TOKENS.split(self.looks))
+        return " ".join(text.split())
+
+
+def _alternatives(part: str) -> str:
+    """A part that stands for itself, or what a regex of a form takes."""
+    if not part.startswith("<"):
+        return part
+    if letters := re.fullmatch(r"<\[([A-Z]+)\]>", part):
+        return "|".join(letters[1])
+    if re.fullmatch(r"<[A-Z|]+>", part):
+        return part[1:-1]
+    if "[0-9]" in part:
+        return "N-N N-N ..." if "-[0-9]" in part else "N,N,..."
+    return " | " if "|" in part else "," if "," in part else ""
 
 
 def kept(text: str) -> str:

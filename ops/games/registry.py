@@ -85,5 +85,6 @@ def unknown(what: str, name: str, known: list[str]) -> QwenchError:
     """A name that is none, with the nearest that is."""
     lower = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), lower, 1)
-    hint = f"did you mean `{lower[near[0]]}`?" if near else f"`qwench mtr list` has them: {', '.join(known[:5])}..."
+    listed = f"use {', '.join(known)}" if len(known) < 10 else "`qwench mtr list` has them"
+    hint = f"did you mean `{lower[near[0]]}`?" if near else listed
     return QwenchError(f"there is no {what} `{name}`", hint, code=2)

@@ -122,19 +122,6 @@ def trap_chances(size: int, traps: int, told: dict[Cell, int], safe: set[Cell]) 
     need, room = dict(told), {t: len(a) for t, a in asks.items()}
     chosen: list[Cell] = []
 
-    def count(left: int) -> tuple[float, float, float]:
-        """(weight of all ways to lay the rest, that a given one is a trap: off the diagonal, on it)."""
-        here = sum(c in diagonal for c in chosen)
-        ways = math.comb(len(rest), left) if left <= len(rest) else 0
-        if not ways:
-            return 0.0, 0.0, 0.0
-        share = left / len(rest) if rest else 0.0
-        pair = (left - 1) / (len(rest) - 1) if len(rest) > 1 and left else 0.0
-        weight = ways * (here + rest_diagonal * share)
-        off = ways * share * (here + rest_diagonal * pair)
-        on = ways * share * (here + 1 + (rest_diagonal - 1) * pair)
-        return weight, off, on
-
     def lay(at: int) -> None:
         left = traps - len(chosen)
         if left < 0:
@@ -142,7 +129,8 @@ def trap_chances(size: int, traps: int, told: dict[Cell, int], safe: set[Cell]) 
         if at == len(edge):
             if any(need.values()):
                 return
-            weight, off, on = count(left)
+            here = sum(c in diagonal for c in chosen)
+            weight, off, on = _spread(left, here, len(rest), rest_diagonal)
             total[0] += weight
             for c in chosen:
                 weights[c] += weight
@@ -166,3 +154,18 @@ def trap_chances(size: int, traps: int, told: dict[Cell, int], safe: set[Cell]) 
 
     lay(0)
     return {c: w / total[0] for c, w in weights.items()} if total[0] else dict.fromkeys(cells, 0.5)
+
+
+def _spread(left: int, here: int, rest: int, diagonal: int) -> tuple[float, float, float]:
+    """(weight of all ways to lay the rest, that a given cell of it is a trap: off the diagonal, on it).
+
+    Args:
+        left: traps to lay; here: traps on the diagonal by now; rest, diagonal: cells there are, and those on it.
+    """
+    ways = math.comb(rest, left) if left <= rest else 0
+    if not ways:
+        return 0.0, 0.0, 0.0
+    share = left / rest if rest else 0.0
+    pair = (left - 1) / (rest - 1) if rest > 1 and left else 0.0
+    on = here + 1 + (diagonal - 1) * pair
+    return ways * (here + diagonal * share), ways * share * (here + diagonal * pair), ways * share * on

@@ -73,7 +73,7 @@ def messages_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """
     turns = record.get("turns")
     if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(said(t), str) for t in turns):
-        raise QwenchError("`turns` is no list of turns with their messages", "give a file of `qwench mtr run`")
+        raise QwenchError("there are no `turns` with their messages", "transcripts are files of `qwench mtr run --out`")
     return turns
 
 
@@ -169,6 +169,7 @@ def replays(
     """
     for place, record in records:
         try:
+            messages_of(record)
             row = row_of(record, rows)
             yield record, replay(record, row, rules_of(record, rules), trust)
         except QwenchError as error:

@@ -165,9 +165,7 @@ def test_every_flag_lands_somewhere() -> None:
     for command in COMMANDS:
         source = Path(ROOT / "cli" / f"{command.path[0].replace('-', '_')}.py").read_text("utf-8")
         function = next(
-            n
-            for n in ast.parse(source).body
-            if isinstance(n, ast.FunctionDef) and n.name == command.run.__name__
+            n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == command.run.__name__
         )
         read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
         filled = "ctx.params" in source

@@ -211,6 +211,8 @@ def test_usage(qwench: Run, tmp_path: Path) -> None:
     ):
         found = qwench("mtr", *arguments)
         assert found.returncode == 2 and told in found.stderr, found.stderr
+    with pytest.raises(QwenchError, match="line 1: there are no `turns`"):
+        finished(mtr.score(mtr.ScoreOptions((str(rows),))))
     with pytest.raises(QwenchError, match="no problem/information_query"):
         finished(mtr.lint(mtr.Which(None, tmp_path)))
 
