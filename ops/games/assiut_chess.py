@@ -114,6 +114,7 @@ class AssiutChess(Game):
             best = max(moves, key=lambda q: sum(w * value[q, k] for k, w in belief.items()) - 0.02 * visits.get(q, 0))
             reply = yield f"My Choice: {best[0]} {best[1]}"
             if reply == "Done":
+                queen = best  # by the reference's rules play goes on
                 continue
             seen, belief = belief, {}
             for king, weight in seen.items():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from qwench.ops.games.base import LEVELS, Step
 from qwench.ops.games.lint import EXAMPLES
-from qwench.ops.games.match import Match, Rules
+from qwench.ops.games.match import Match, Rules, scripted, settled
 from qwench.ops.games.registry import game
 
 from .play import NAMES, opened, played, row
@@ -93,6 +93,16 @@ def test_ten_thousand_legal_messages(name: str) -> None:
         while match.ended is None:
             assert match.hear(rng.choice(match.game.legal(rng)))["valid"]
             steps += 1
+
+
+def test_solvers_play_by_the_references_rules_too() -> None:
+    """On rows without a seed and without what the reference draws as play begins."""
+    for name in NAMES:
+        given = {k: v for k, v in row(name).items() if k not in ("rules", "seed", "prompt", *game(name).DRAWN)}
+        match = scripted("solver", Match(settled(given), Rules(rules="reference")))
+        # There, counts above n cannot be answered, and the first square must not be the king's, which nobody knows.
+        refused = match.ended == "refused" and name not in ("MahjongDetective", "AssiutChess")
+        assert match.ended not in (None, "stopped") and not refused, (name, match.turns)
 
 
 @pytest.mark.parametrize("name", NAMES)
