@@ -19,7 +19,7 @@ def accuracy_picture(found: dict[str, Any], path: Path) -> None:
             color = COLORS[0] if i < len(cells) else COLORS[2]
             axis.plot(ends, [i, i], color=color, linewidth=2, alpha=0.6)
             axis.scatter([x], [i], color=color, zorder=3)
-        for color, (name, row) in zip(COLORS[1:], list(found["rulers"].items()), strict=False):
+        for color, (name, row) in zip((COLORS[1], *COLORS[3:]), list(found["rulers"].items()), strict=False):
             if name != "random":
                 axis.axvline(row["accuracy"], linestyle="--", linewidth=1.2, color=color, label=f"ruler: {name}")
         axis.axvline(0.5, color=INK, linewidth=0.8)

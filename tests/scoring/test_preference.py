@@ -152,7 +152,7 @@ def test_oracle_10_the_curve_comes_back() -> None:
     assert not found.noisy and found.b_interval == pytest.approx((0.4, 0.4), abs=1e-4)
     assert found.constant == pytest.approx(losses.mean()) and found.at(256) == pytest.approx(0.526456, abs=1e-6)
     assert fit_curve(sizes, np.random.default_rng(0).normal(0.5, 0.1, 7), 200).noisy
-    assert fit_curve(sizes, 1e3 / sizes).c >= 0  # no loss below 0 however far it goes
+    assert fit_curve(sizes, 1e3 / sizes, 0).c >= 0  # no loss below 0 however far it goes
     for wrong, said in (([1, 2, 3, 3], "3 different sizes"), ([0, 1, 2, 3], "above 0")):
         with pytest.raises(QwenchError, match=said):
             fit_curve(wrong, [1.0] * 4)
