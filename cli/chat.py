@@ -13,7 +13,7 @@ import typer
 from . import out as out_
 from . import screen
 from .errors import ExitCode
-from .options import KeepGoing, Model, Talk, Writing, fill, refuse, runtime, served
+from .options import KeepGoing, Model, Talk, Writer, Writing, fill, refuse, served
 
 EPILOG = """\b
 examples:
@@ -52,10 +52,7 @@ def chat(
     answer_field: Annotated[str, typer.Option(help="With --sweep: the field with the right answer.")] = "answer",
     plot: Annotated[str | None, typer.Option(help="With --sweep: draw the curves into this .png.")] = None,
     continue_: Annotated[str | None, typer.Option("--continue", help="Transcript to go on with and to keep.")] = None,
-    runtime: runtime(
-        *("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
-        *("api", "tokenizer", "api_key_env", "concurrency"),
-    ),
+    runtime: Writer,
     shown: Talk,
 ) -> None:
     """Talk to a model, with a budget for its thinking.

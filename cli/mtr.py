@@ -8,7 +8,7 @@ import typer
 
 from . import out as out_
 from .errors import ExitCode
-from .options import WRITING, DryRun, KeepGoing, Model, Talk, Writing, choices, fill, refuse, runtime, served
+from .options import WRITING, DryRun, Force, KeepGoing, Model, Talk, Writing, choices, fill, refuse, runtime, served
 
 LIST_EPILOG = """\b
 examples:
@@ -144,7 +144,7 @@ def run(
     limit: Annotated[int, typer.Option(min=0, help="Games at most, 0 for all.")] = 0,
     dry_run: DryRun = False,
     keep_going: KeepGoing = False,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew over what is there.")] = False,
+    force: Force = False,
     runtime: runtime(
         *("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
         *("api", "tokenizer", "api_key_env"),

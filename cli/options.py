@@ -49,6 +49,7 @@ Checkpoint = Annotated[
     str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
 ]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Exit 0 although some inputs failed.")]
+Force = Annotated[bool, typer.Option("--force", help="Begin anew over what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, do nothing.")]
 Index = Annotated[str, typer.Argument(help="A .lance index.", show_default=False, autocompletion=_path)]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, errors too.")]
@@ -159,6 +160,13 @@ def runtime(*names: str) -> Any:
     """The annotation of a parameter that holds a `Runtime`, made of these flags of it."""
     default = Runtime()
     return Annotated[Runtime, Bundle({n: (RUNTIME[n], getattr(default, n)) for n in names}, Runtime)]
+
+
+#: where and how a model writes, here or on a server
+Writer = runtime(
+    *("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
+    *("api", "tokenizer", "api_key_env", "concurrency"),
+)
 
 
 def expanded(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import typer
 
 from . import out as out_
 from .errors import ExitCode
-from .options import DryRun, KeepGoing, Model, Talk, Writing, choices, fill, refuse, runtime, served
+from .options import DryRun, Force, KeepGoing, Model, Talk, Writer, Writing, choices, fill, refuse, served
 from .polymath_table import table
 
 MEASURE_EPILOG = """\b
@@ -240,11 +240,8 @@ def rationales(
     limit: Annotated[int, typer.Option(min=0, help="Rows at most, 0 for all.")] = 0,
     dry_run: DryRun = False,
     keep_going: KeepGoing = False,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew over what is there.")] = False,
-    runtime: runtime(
-        *("revision", "offline", "device", "dtype", "quantize", "engine", "kernels", "threads"),
-        *("api", "tokenizer", "api_key_env", "concurrency"),
-    ),
+    force: Force = False,
+    runtime: Writer,
     shown: Talk,
 ) -> None:
     """Let a model explain answers that are known.

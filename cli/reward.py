@@ -12,6 +12,7 @@ from .options import (
     TALK,
     Bundle,
     DryRun,
+    Force,
     KeepGoing,
     Talk,
     choices,
@@ -98,7 +99,7 @@ def score(
     selftest: Annotated[bool, typer.Option("--selftest", help="Score the two published answers.")] = False,
     dry_run: DryRun = False,
     keep_going: KeepGoing = False,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew over what is there.")] = False,
+    force: Force = False,
     runtime: Where,
     shown: Talk,
 ) -> None:
