@@ -79,7 +79,7 @@ GROUPS: dict[str, str] = {
     "reward": "Reward models: scored, measured, trained.",
     "polymath": "Maths in 18 languages: ask, score, show the prompts.",
     "reliability": "How far sampled answers can be believed.",
-    "mtr": "Forty games of many turns, after MTR-Bench: made, played, scored, looked over.",
+    "mtr": "Forty games of many turns: made, played, scored.",
 }
 
 app = typer.Typer(

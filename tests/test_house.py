@@ -276,7 +276,7 @@ def test_a_picture_is_refused_before_the_work(line: str, tmp_path: Path, monkeyp
         ("parscale-recycle ./none no/out --data docs --steps 1", "the folder of the output is not there"),
         ("polymath run docs --model ./none --out no/out", "the folder of the output is not there"),
         ("reliability rationales docs --model ./none --out no/o.jsonl", "the folder of the output is not there"),
-        ("embed docs --model ./none --out no/n.lance", "the folder of the index is not there"),
+        ("embed docs --model ./none --out docs/n.lance", "cannot lie in a file"),
         ("embed docs --model ./none --out n.xyz", "unknown output format"),
     ],
 )

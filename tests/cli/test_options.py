@@ -216,7 +216,7 @@ def known_flags() -> set[str]:
 
 
 #: flags of other programs that messages and docs rightly name
-FOREIGN = {"--no-deps", "--force-reinstall", "--merge", "--query-gpu"}
+FOREIGN = {"--no-deps", "--force-reinstall", "--merge", "--query-gpu", "--repo-type"}
 
 
 def test_every_flag_that_a_message_names_exists() -> None:
