@@ -86,7 +86,7 @@ class Schedule:
             if len(batch) == 1:
                 raise QwenchError(
                     f"a single text of {lengths[batch[0]]} tokens does not fit into the memory of `{self.device}`",
-                    "use --chunk-tokens, or --device cpu",
+                    "give shorter texts (embed has --chunk-tokens), or --device cpu",
                 ) from error
         with self._smaller:
             self.batch_tokens = max(1, self.batch_tokens // 2)
