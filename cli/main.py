@@ -30,6 +30,7 @@ from . import (
     reward_train,
     sample,
     search,
+    wav,
 )
 from .commands import Command, register
 from .errors import boundary, complete_streams
@@ -70,6 +71,7 @@ COMMANDS = (
     Command(("mtr", "score"), mtr.score, mtr.SCORE_EPILOG, "Judge"),
     Command(("mtr", "lint"), mtr.lint, mtr.LINT_EPILOG, "Judge"),
     Command(("reward", "train"), reward_train.train, reward_train.EPILOG, "Judge"),
+    Command(("wav", "reward"), wav.reward, wav.REWARD_EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),
     Command(("config",), config.config, config.EPILOG, "This machine"),
@@ -80,6 +82,8 @@ GROUPS: dict[str, str] = {
     "polymath": "Maths in 18 languages: ask, score, show the prompts.",
     "reliability": "How far sampled answers can be believed.",
     "mtr": "Forty games of many turns: made, played, scored.",
+    "mtr": "Forty games of many turns, after MTR-Bench: made, played, scored, looked over.",
+    "wav": "Spoken dialogues, and what a judge of them is worth; no WavReward weights or data are public.",
 }
 
 app = typer.Typer(

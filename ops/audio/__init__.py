@@ -1,0 +1,1 @@
+"""Sound files, spoken dialogues, and what a judge of them is worth."""
