@@ -71,6 +71,7 @@ COMMANDS = (
     Command(("mtr", "score"), mtr.score, mtr.SCORE_EPILOG, "Judge"),
     Command(("mtr", "lint"), mtr.lint, mtr.LINT_EPILOG, "Judge"),
     Command(("reward", "train"), reward_train.train, reward_train.EPILOG, "Judge"),
+    Command(("wav", "build"), wav.build, wav.BUILD_EPILOG, "Judge"),
     Command(("wav", "reward"), wav.reward, wav.REWARD_EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),
@@ -83,7 +84,7 @@ GROUPS: dict[str, str] = {
     "reliability": "How far sampled answers can be believed.",
     "mtr": "Forty games of many turns: made, played, scored.",
     "mtr": "Forty games of many turns, after MTR-Bench: made, played, scored, looked over.",
-    "wav": "Spoken dialogues, and what a judge of them is worth; no WavReward weights or data are public.",
+    "wav": "Spoken dialogues and their judges, after WavReward.",
 }
 
 app = typer.Typer(

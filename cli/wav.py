@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
+from . import out as out_
 from .errors import ExitCode
-from .options import KeepGoing, Talk, choices, fill, given_flags
+from .options import DryRun, KeepGoing, Talk, choices, fill, given_flags
 
+BUILD_EPILOG = """\b
+examples:
+  qwench wav build dialogues.jsonl --out waves
+  qwench wav build recordings --out waves --level-rms -26
+  qwench wav build dialogues.jsonl --out swapped --order aq --dry-run
+"""
 REWARD_EPILOG = """\b
 examples:
   qwench wav reward samples.jsonl > rewarded.jsonl
@@ -17,6 +24,39 @@ examples:
 
 Rows = Annotated[str, typer.Argument(help="Rows of completion and gold; - for standard input.", show_default=False)]
 Out = Annotated[str, typer.Option(help=".jsonl or .parquet; - for standard output.")]
+
+
+def build(
+    ctx: typer.Context,
+    manifest: Annotated[
+        str, typer.Argument(help="Rows of question and answer, or a folder of NAME.q.wav, NAME.a*.wav.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder of waves and manifest.jsonl.")],
+    gap: Annotated[float, typer.Option(help="Seconds of silence between the parts.")] = 1.0,
+    rate: Annotated[int, typer.Option(help="Of the merged waves, in Hz.")] = 16_000,
+    level_rms: Annotated[float | None, typer.Option(help="Bring both parts to this RMS, in dB of full scale.")] = None,
+    order: Annotated[str, typer.Option(help="qa, or aq: the answer first.", autocompletion=choices("qa", "aq"))] = "qa",
+    dry_run: DryRun = False,
+    keep_going: KeepGoing = False,
+    *,
+    streams: Talk,
+) -> None:
+    """Merge questions and answers into the waves that judges of spoken dialogue hear.
+
+    Mono, 16-bit PCM: the question, one second of silence, the answer. The same command goes on after a kill.
+    """
+    from ..ops import wav as op
+
+    result = streams.run(op.build(fill(op.BuildOptions, ctx.params), sys.stdin.buffer))
+    if streams.json:
+        streams.document(result | {"choices": streams.choices, "warnings": streams.warnings})
+    else:
+        told = f"{result['made']:,} dialogues {'to be made' if dry_run else 'made'}, {result['kept']:,} there already"
+        lost = f", {result['failed']:,} failed" if result["failed"] else ""
+        odd = f", {result['warned']:,} with warnings" if result["warned"] else ""
+        streams.talk(f"{told}{lost}{odd}; {out_.clock(result['seconds'])} of sound")
+    if any(w["kind"] in ("failed", "rows") for w in streams.warnings) and not keep_going:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def reward(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .audio.build import BuildOptions, build
 from .audio.reward import wav_reward
 from .audio.reward_rows import RewardOptions, reward
 
-__all__ = ["RewardOptions", "reward", "wav_reward"]
+__all__ = ["BuildOptions", "RewardOptions", "build", "reward", "wav_reward"]
