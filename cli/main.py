@@ -83,7 +83,6 @@ GROUPS: dict[str, str] = {
     "polymath": "Maths in 18 languages: ask, score, show the prompts.",
     "reliability": "How far sampled answers can be believed.",
     "mtr": "Forty games of many turns: made, played, scored.",
-    "mtr": "Forty games of many turns, after MTR-Bench: made, played, scored, looked over.",
     "wav": "Spoken dialogues and their judges, after WavReward.",
 }
 
