@@ -98,7 +98,8 @@ def to_blocks(weight: Tensor, kind: str) -> Tensor:
     matrix = Matrix.of(weight.contiguous())  # keeps it until C has read it
     if kind not in BLOCKS or matrix.k % GROUP:
         raise ValueError(f"no blocks of {GROUP}: `{kind}`, rows of {matrix.k}")
-    out = torch.empty((matrix.n, matrix.k // GROUP * BLOCKS[kind]), dtype=torch.uint8)
+    # Zeros, which the system gives for nothing: the check after a build never finds an earlier right result here.
+    out = torch.zeros((matrix.n, matrix.k // GROUP * BLOCKS[kind]), dtype=torch.uint8)
     library().qwench_to_blocks(ctypes.addressof(matrix), KINDS[kind], out.data_ptr(), threads())
     return out
 
