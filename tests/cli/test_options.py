@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -164,7 +164,7 @@ def test_a_mode_refuses_what_it_does_not_use(line: str, flag: str, capsys: pytes
 def test_every_flag_lands_somewhere() -> None:
     """A parameter that a command's function never reads, and no bundle or dataclass takes, would be dropped."""
     for command in COMMANDS:
-        source = Path(inspect.getsourcefile(inspect.unwrap(command.run))).read_text("utf-8")
+        source = Path(sys.modules[command.run.__module__].__file__).read_text("utf-8")
         function = next(
             n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == command.run.__name__
         )
