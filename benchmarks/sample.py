@@ -42,14 +42,16 @@ def prompts(model: str, count: int) -> list[list[int]]:
 
 
 def run_writer(writer, model: str, count: int) -> dict:
+    from qwench.ops.models.texts import texts_at
     from qwench.ops.writing.writer import Ask, Turn
 
     list(writer.load())
+    decode = texts_at(model).tokenizer.backend.decode  # not every server takes ids
     asks = [
-        Ask(i, ids=ids, samples=SAMPLES, sampling=SAMPLING, seed=i, max_tokens=TOKENS, budget=0)
+        Ask(i, text=decode(ids), samples=SAMPLES, sampling=SAMPLING, seed=i, max_tokens=TOKENS, budget=0)
         for i, ids in enumerate(prompts(model, count))
     ]
-    list(writer.run([Ask("warm", ids=asks[0].ids[::-1], sampling=SAMPLING, max_tokens=4, budget=0)]))
+    list(writer.run([Ask("warm", text="Something else.", sampling=SAMPLING, max_tokens=4, budget=0)]))
     begun = time.perf_counter()
     turns = [t for t in writer.run(asks) if isinstance(t, Turn)]
     seconds = time.perf_counter() - begun
@@ -69,7 +71,7 @@ def run_server(model: str, count: int, python: str) -> dict:
     from qwench.ops.writing.remote import RemoteWriter
 
     with serving(python, model) as address:
-        return run_writer(RemoteWriter("", Runtime(engine=address, tokenizer=model)), model, count)
+        return run_writer(RemoteWriter("", Runtime(engine=address, tokenizer=model), live=False), model, count)
 
 
 def run_transformers(model: str, count: int, together: int) -> dict:
@@ -114,6 +116,7 @@ def serving(python: str, model: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [python, "-m", "llama_cpp.server", "--model", model, "--n_ctx", "512", "--port", str(port)]
+    command += ["--interrupt_requests", "false"]
     command += ["--n_threads", str(threads()), "--n_threads_batch", str(threads())]
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")}
     server = subprocess.Popen(command, env=clean, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
