@@ -98,6 +98,20 @@ class ChatTemplate:
                 _there(message, whole)
         return whole, whole[len(bare) :] if whole.startswith(bare) else ""
 
+    def spoken(self, messages: list[Message]) -> str:
+        """The prompt of messages whose content is a list of parts, of which those with text must be there.
+
+        Raises:
+            QwenchError: there is no template, or it refuses the messages or leaves a text out.
+        """
+        if self._template is None:
+            raise QwenchError("the model has no chat template", "copy chat_template.jinja of the original checkpoint")
+        text = self._rendered(messages, True, None)
+        for message in messages:
+            for part in message["content"]:
+                _there({"role": message["role"], "content": part.get("text", "")}, text)
+        return text
+
     def closed(self, messages: list[Message]) -> str:
         """A whole conversation, whose last message is the answer, with nothing that opens another.
 
