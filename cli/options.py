@@ -49,6 +49,7 @@ Checkpoint = Annotated[
     str, typer.Argument(help="Folder, weight file, hub id.", show_default=False, autocompletion=complete_model)
 ]
 KeepGoing = Annotated[bool, typer.Option("--keep-going", help="Exit 0 although some inputs failed.")]
+Limit = Annotated[int, typer.Option(min=0, help="Rows at most, 0 for all.")]
 Force = Annotated[bool, typer.Option("--force", help="Begin anew over what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, do nothing.")]
 Index = Annotated[str, typer.Argument(help="A .lance index.", show_default=False, autocompletion=_path)]

@@ -8,7 +8,7 @@ import typer
 
 from . import out as out_
 from .errors import ExitCode
-from .options import DryRun, Force, KeepGoing, Model, Talk, Writer, Writing, choices, fill, refuse, served
+from .options import DryRun, Force, KeepGoing, Limit, Model, Talk, Writer, Writing, choices, fill, refuse, served
 from .polymath_table import table
 
 MEASURE_EPILOG = """\b
@@ -237,7 +237,7 @@ def rationales(
     id_field: Annotated[str | None, typer.Option(help="Column that names a row; id, where it is there.")] = None,
     writing: Writing,
     batch: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 8,
-    limit: Annotated[int, typer.Option(min=0, help="Rows at most, 0 for all.")] = 0,
+    limit: Limit = 0,
     dry_run: DryRun = False,
     keep_going: KeepGoing = False,
     force: Force = False,

@@ -14,6 +14,7 @@ from .options import (
     DryRun,
     Force,
     KeepGoing,
+    Limit,
     Talk,
     choices,
     complete_model,
@@ -53,7 +54,6 @@ Where = runtime(*WHERE)
 Bootstrap = Annotated[int, typer.Option(min=0, help="Rounds of the intervals, 0 for none.")]
 Seed = Annotated[int, typer.Option(help="Of folds, intervals and coins.")]
 IdField = Annotated[str | None, typer.Option(help="Column that names a row; id, where it is there.")]
-Limit = Annotated[int, typer.Option(min=0, help="Rows at most, 0 for all.")]
 
 
 def _one_of(help: str, *names: str) -> Any:

@@ -7,7 +7,7 @@ import typer
 
 from . import out as out_
 from .errors import ExitCode
-from .options import DryRun, Force, KeepGoing, Model, Talk, Writer, Writing, fill, refuse, served
+from .options import DryRun, Force, KeepGoing, Limit, Model, Talk, Writer, Writing, fill, refuse, served
 
 EPILOG = """\b
 examples:
@@ -34,7 +34,7 @@ def sample(
     id_field: Annotated[str | None, typer.Option(help="Column that names a row; id, where it is there.")] = None,
     writing: Writing,
     batch: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 8,
-    limit: Annotated[int, typer.Option(min=0, help="Rows at most, 0 for all.")] = 0,
+    limit: Limit = 0,
     dry_run: DryRun = False,
     keep_going: KeepGoing = False,
     force: Force = False,

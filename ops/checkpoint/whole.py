@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,12 @@ def gaps(names: list[str], config: dict[str, Any]) -> list[str]:
     return found
 
 
+def lacking(names: Iterable[str], config: dict[str, Any]) -> str:
+    """The first of `gaps` and how many more there are, empty for a whole model."""
+    found = gaps(list(names), config)
+    return "" if not found else found[0] + (f", and {len(found) - 1} more" if len(found) > 1 else "")
+
+
 def whole(source: Source, config: dict[str, Any], layers: bool = True) -> None:
     """Refuse a part of a model; `layers`: also one that lacks tensors of a layer.
 
@@ -62,9 +69,8 @@ def whole(source: Source, config: dict[str, Any], layers: bool = True) -> None:
         raise QwenchError(
             f"the file is part {part[0]} of {part[1]}, not the whole model: `{source.path}`", "give the folder"
         )
-    if layers and (found := gaps(list(source.infos), config)):
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    if layers and (found := lacking(source.infos, config)):
         raise QwenchError(
-            f"the checkpoint is not whole: {found[0]}{more}: `{source.path}`",
+            f"the checkpoint is not whole: {found}: `{source.path}`",
             "download or copy the model again, or correct num_hidden_layers in config.json",
         )

@@ -14,7 +14,7 @@ from ..checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX
 from ..checkpoint.plan import Output, Plan, parse_size, shards_of
 from ..checkpoint.sidecars import as_json
 from ..checkpoint.tensors import FLOATS
-from ..checkpoint.whole import gaps
+from ..checkpoint.whole import lacking
 from ..conversion.plan import ConvertOptions, plan_conversion
 from ..models.hub import adapter_folder, open_source, remote_headers
 from .card import model_card
@@ -86,10 +86,9 @@ def plan_merge(recipe: Recipe, options: MergeOptions, opened: Mapping[str, Input
                 why = "in no slice" if sliced else f"not in `{first.model}`"
                 plan.dropped |= dict.fromkeys(model.labels(name), why)
     config = _sides(made, first, texts)
-    if found := gaps([o.name for o in plan.outputs], config):
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    if found := lacking((o.name for o in plan.outputs), config):
         raise QwenchError(
-            f"what the models make together is not whole: {found[0]}{more}",
+            f"what the models make together is not whole: {found}",
             "download or copy the models again, or correct num_hidden_layers in their config.json",
         )
     plan.shards = shards_of(plan.outputs, parse_size(options.max_shard_size), "model", ".safetensors")
