@@ -170,7 +170,7 @@ def test_gold_that_cannot_be_read():
         for given in (None, "", True, [1]):
             with pytest.raises(QwenchError, match="there is no answer"):
                 verifier.gold(given)
-        with pytest.raises(QwenchError, match="cannot be read by --verifier number"):
+        with pytest.raises(QwenchError, match="cannot be read by the verifier number"):
             verifier.gold("x")
 
 

@@ -101,14 +101,14 @@ class Verifier:
         self.name, self.percent, self.limit = name, percent, limit
         self.command = shlex.split(name.removeprefix("command:")) if name.startswith("command:") else []
         if not self.command and name not in VERIFIERS[:-1]:
-            raise QwenchError(f"unknown --verifier: `{name}`", f"use {', '.join(VERIFIERS)}", code=2)
+            raise QwenchError(f"unknown verifier: `{name}`", f"use {', '.join(VERIFIERS)}", code=2)
         if self.command and shutil.which(self.command[0]) is None:
             raise QwenchError(f"no such program: `{self.command[0]}`", "name one that is on PATH", code=2)
         if percent and name not in ("number", "boxed"):
-            raise QwenchError(f"--percent-equal is no rule of --verifier {name}", "leave it out", code=2)
+            raise QwenchError(f"equal per cent is no rule of the verifier {name}", "leave it out", code=2)
         call = {"boxed": "compat", "math-verify": "math-verify"}.get(name)
         if call and importlib.util.find_spec("math_verify") is None:
-            raise QwenchError(f"--verifier {name} needs math-verify", "pip install 'qwench[grading]'")
+            raise QwenchError(f"the verifier {name} needs math-verify", "pip install 'qwench[grading]'")
         self._workers = Workers([call], most=1, limit=limit) if call else None
         self.verdict = lru_cache(1 << 14)(self._verdict)
 
@@ -137,8 +137,8 @@ class Verifier:
             elif self.name in ("boxed", "math-verify") and _BOX in text:
                 text = answer_in(text)[0]
         except Unparsed as error:
-            hint = "correct it, or choose another --verifier"
-            raise QwenchError(f"the answer cannot be read by --verifier {self.name}: `{text[:60]}`", hint) from error
+            hint = "correct it, or choose another verifier"
+            raise QwenchError(f"the answer cannot be read by the verifier {self.name}: `{text[:60]}`", hint) from error
         return text
 
     def _verdict(self, text: str, gold: str, finish: str) -> str:
