@@ -159,7 +159,7 @@ def test_other_verifiers(tmp_path: Path):
     with Verifier(f"command:{sys.executable} {program}", limit=1.5) as verifier:
         told = [verifier.verdict(t, "x", "stop") for t in ("x", "y", "fail", "hang")]
     assert told == ["right", "wrong", "timeout", "timeout"]
-    for name, why in (("nope", "unknown --verifier"), ("command:no-such-program", "no such program")):
+    for name, why in (("nope", "unknown verifier"), ("command:no-such-program", "no such program")):
         with pytest.raises(QwenchError, match=why):
             Verifier(name)
 
