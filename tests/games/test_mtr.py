@@ -104,7 +104,12 @@ def served(stub: Stub, parallel: int = 4) -> mtr.ChatOptions:
 
 def test_a_model_plays_many_games_at_once(tmp_path: Path) -> None:
     rows = made(tmp_path / "rows.jsonl", tasks=("MinMax",), levels=("easy",), per=12)
-    with serving(Stub(brain)) as stub:
+
+    def patient(body: dict[str, Any]) -> str:
+        stub.meet(2)
+        return brain(body)
+
+    with serving(Stub(patient)) as stub:
         result = finished(mtr.run(options(rows, tmp_path / "out.jsonl", "write", chat=served(stub))))
         assert stub.most > 1
     records = lines(tmp_path / "out.jsonl")

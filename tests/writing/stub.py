@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,7 @@ class Stub:
         self.gone = threading.Event()
         self.lock = threading.Lock()
         self.flying = self.most = 0
+        self.patience = 20.0
         self.ids = False
         self.address = ""
 
@@ -77,6 +79,12 @@ class Stub:
             turn = next(t for t in self.brain.run([ask]) if isinstance(t, Turn))
         finish = "length" if turn.finish == "length" else "stop"
         return {"text": turn.answer, "finish_reason": finish, "tokens": turn.answer_tokens}
+
+    def meet(self, count: int) -> None:
+        """Wait until so many requests have been here at one time; 20 seconds in all, for a client that never does."""
+        while self.most < count and self.patience > 0:
+            self.patience -= 0.01
+            time.sleep(0.01)
 
     def posts(self) -> list[dict[str, Any]]:
         """Bodies of the requests for text."""
@@ -130,7 +138,8 @@ class Handler(BaseHTTPRequestHandler):
             stub.gone.set()
             self.close_connection = True
         finally:
-            stub.flying -= 1
+            with stub.lock:
+                stub.flying -= 1
 
     def answer(self, **change: Any) -> None:
         """What a good server says."""

@@ -481,7 +481,7 @@ def test_samples_and_their_seeds(stub: Stub, thinker: Path) -> None:
 
 def test_many_at_once_lazily_and_those_that_wait(stub: Stub) -> None:
     def patient(body: dict[str, Any]) -> str:
-        time.sleep(0.05)
+        stub.meet(3)
         return counting(body)
 
     remote = writer(stub, concurrency=3)
