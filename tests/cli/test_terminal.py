@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from tests import tiny
 from tests.conftest import Run
+from tests.forks import Forks
 
 ROOT = Path(__file__).parents[2]
 #: the command with a bar from the first unit of work on
@@ -28,11 +29,11 @@ Terminal = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Terminal:
+def terminal(tmp_path: Path, forks: Forks) -> Terminal:
     """`terminal("{} embed ... > file")`: a line of bash on a pseudo-terminal; its exit code and what the screen got."""
 
     def run(line: str, **env: str) -> tuple[int, str]:
-        program = shlex.join([sys.executable, "-c", PROGRAM])
+        program = shlex.join(forks.asking(PROGRAM))
         own = {k: v for k, v in os.environ.items() if not k.startswith("QWENCH")}
         own |= {"QWENCH_HOME": str(tmp_path / "home"), "TERM": "xterm", "NO_COLOR": "1"} | env
         own["QWENCH_NATIVE_CACHE"] = os.environ["QWENCH_NATIVE_CACHE"]
