@@ -40,6 +40,9 @@ def _text(r: dict[str, Any]) -> str:
         "dtypes      " + ", ".join(f"{name} {count / total:.1%}" for name, count in r["dtypes"].items()),
         f"head        {r['head']}",
     ]
+    for q in r["quantised"]:
+        share = q["parameters"] / total
+        lines.append(f"quantised   {q['scheme']}: {q['matrices']} matrices, {share:.0%} of the parameters")
     if a := r.get("adapter"):
         lines.append(f"adapter     {a['type']}, r {a['r']}, alpha {a['alpha']}, of {a['base']}")
         lines.append("modules     " + ", ".join([*a["modules"], *a["extras"]]))

@@ -21,6 +21,7 @@ from .checkpoint.staging import Staging, job_of, state_of
 from .checkpoint.writer import check_room, verify_bits, write_sides, write_tensors
 from .conversion.plan import ConvertOptions as ConvertOptions
 from .conversion.plan import plan_conversion as plan_conversion
+from .conversion.plan import target_format
 from .models.device import pick_threads
 from .models.hub import adapter_folder, open_source
 
@@ -38,7 +39,7 @@ def convert(options: ConvertOptions) -> Events:
 
     begun = time.monotonic()
     check_output(options.out, folder=None)
-    source = open_source(options.src, options.runtime.revision, options.runtime.offline)
+    source = _opened(options)
     out = Path(os.path.abspath(options.out))
     apart(source, out)
     plan = plan_conversion(source, options)
@@ -114,12 +115,20 @@ def convert(options: ConvertOptions) -> Events:
     )
 
 
+def _opened(options: ConvertOptions) -> Source:
+    """The input; quantised tensors as they lie in its files where nothing is asked that needs their values."""
+    source = open_source(options.src, options.runtime.revision, options.runtime.offline)
+    values = options.head or options.lora or options.gate or options.gate_layout or options.untie
+    values = values or options.dtype != "auto" or target_format(source, options) != source.reader.format
+    return source if values or not source.quantised else Source(source.path, as_stored=True)
+
+
 def dry_run(options: ConvertOptions) -> Events:
     """The plan: Finished has it tensor by tensor, with the disk it needs and has."""
     import shutil
 
     local(options.out, "the output")
-    source = open_source(options.src, options.runtime.revision, options.runtime.offline)
+    source = _opened(options)
     out = Path(os.path.abspath(options.out))
     apart(source, out)
     plan = plan_conversion(source, options)

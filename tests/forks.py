@@ -101,6 +101,8 @@ def serve(listener: socket.socket, stop: int) -> str:
             continue
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Where the tests run in the background of a shell, SIGINT is ignored, and that is handed on.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for one in (listener, client, *asking):
             one.close()
         for one in (wake, signalled, stop):

@@ -14,6 +14,7 @@ from .safetensors_reader import AGAIN, SafetensorsReader
 from .sidecars import inside, modules_of, read_json
 from .tensors import WEIGHT_SUFFIXES, TensorInfo
 from .torch_reader import TorchReader
+from .unquantised import Unquantised, dtype_of, quantisation, without
 from .whole import shard_of, siblings
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Source:
 
     Args:
         reader: tensors to take in place of those in `path`.
+        as_stored: leave quantised tensors as they lie in the files.
 
     Attributes:
         folder: where config and side files lie.
@@ -67,12 +69,20 @@ class Source:
         QwenchError: no weights, a damaged file, an index that does not fit.
     """
 
-    def __init__(self, path: Path, reader: Reader | None = None) -> None:
+    def __init__(self, path: Path, reader: Reader | None = None, as_stored: bool = False) -> None:
         self.path = path
         self.folder = path if path.is_dir() else path.parent
         self.problems: list[str] = []
         self.reader: Reader = reader or (self._folder() if path.is_dir() else self._file(path))
-        self.files = sorted({info.file for info in self.reader.infos.values()})
+        raw = self.reader.raw if isinstance(self.reader, Unquantised) else self.reader
+        self.files = sorted({info.file for info in raw.infos.values()})
+        if reader is None and not as_stored and not isinstance(raw, GgufReader):
+            config = read_json(self.folder / "config.json", {})
+            said = quantisation(config, self.folder)
+            if said and all(info.is_float for info in raw.infos.values()):
+                self.problems.append("the config says that the model is quantised, and all of its tensors are floats")
+            elif said:
+                self.reader = Unquantised(raw, said, dtype_of(config), path)
 
     def _file(self, path: Path) -> Reader:
         if not path.is_file():
@@ -158,17 +168,25 @@ class Source:
     def config(self) -> dict[str, Any]:
         """config.json, or what a GGUF file says in its place; empty where there is none.
 
+        Of quantised tensors it says what `reader` gives: nothing of how they are stored.
+
         Raises:
             QwenchError: it cannot be read.
         """
         if isinstance(self.reader, GgufReader):
             return self.reader.config()
-        return read_json(self.folder / "config.json", {})
+        config = read_json(self.folder / "config.json", {})
+        return without(config) if self.quantised else config
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
         """Its tensors by name."""
         return self.reader.infos
+
+    @property
+    def quantised(self) -> Unquantised | None:
+        """The reader, where it makes matrices of codes and scales."""
+        return self.reader if isinstance(self.reader, Unquantised) else None
 
     def left_out(self) -> list[str]:
         """Names of weight files in the folder that are not part of what is read."""

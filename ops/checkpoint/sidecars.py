@@ -26,6 +26,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 TOKENIZER_FILES += ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja")
 TOKENIZER_FILES += ("chat_template.json",)
 TEMPLATES = "additional_chat_templates"
+#: where ModelOpt says how it quantised, of no use beside matrices that are whole again
+QUANTISED = "hf_quant_config.json"
 _SKIPPED_FOLDERS = ("onnx", "openvino", "runs", "wandb", "__pycache__")
 
 
@@ -57,6 +59,9 @@ def side_files(source: Source) -> tuple[list[str], list[str]]:
         for name in sorted(files):
             path = name if inner == "." else f"{inner}/{name}"
             if name.startswith(".") or name.endswith(".index.json"):
+                continue
+            if path == QUANTISED and source.quantised:
+                left.append(path)
                 continue
             if not (Path(folder) / name).exists():
                 raise QwenchError(f"a file of the model is a link to nothing: `{Path(folder) / name}`", AGAIN)

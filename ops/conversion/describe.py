@@ -14,6 +14,7 @@ from ..checkpoint.layout import EMBEDDING, LM_HEAD, PREFIX, layout_of
 from ..checkpoint.reader import Source
 from ..checkpoint.sidecars import modules_of, read_json
 from ..checkpoint.tensors import TensorInfo
+from ..checkpoint.unquantised import Unquantised
 from ..checkpoint.whole import gaps
 
 #: settings of an adapter that are more than a plain LoRA
@@ -24,7 +25,7 @@ def describe(source: Source, tensors: bool = False) -> dict[str, Any]:
     """What `qwench inspect` tells, every tensor too when `tensors`."""
     config = source.config()
     infos = source.infos
-    stored = source.reader.stored if isinstance(source.reader, GgufReader) else {}
+    stored = source.reader.stored if isinstance(source.reader, GgufReader | Unquantised) else {}
     by_dtype: Counter[str] = Counter()
     for info in infos.values():
         by_dtype[stored.get(info.name, info.dtype)] += info.numel
@@ -40,6 +41,7 @@ def describe(source: Source, tensors: bool = False) -> dict[str, Any]:
         "files": [{"name": f.name, "bytes": f.stat().st_size} for f in source.files],
         "dtypes": dict(by_dtype.most_common()),
         "layout": layout_of(infos),
+        "quantised": _quantised(source),
         "tied": _tied(source, config),
         "vocabulary": _vocabulary(source, config),
         "head": _head(source, config),
@@ -51,6 +53,11 @@ def describe(source: Source, tensors: bool = False) -> dict[str, Any]:
     if tensors:
         report["tensor_list"] = [_row(i, stored.get(i.name, i.dtype)) for i in infos.values()]
     return report
+
+
+def _quantised(source: Source) -> list[dict[str, Any]]:
+    kinds = source.quantised.kinds() if source.quantised else {}
+    return [{"scheme": kind, "matrices": count, "parameters": values} for kind, (count, values) in kinds.items()]
 
 
 def _embedding(source: Source) -> Any:
@@ -161,6 +168,7 @@ def describe_adapter(folder: Path, tensors: bool = False) -> dict[str, Any]:
         "files": [{"name": file.name, "bytes": file.stat().st_size}],
         "dtypes": dict(by_dtype.most_common()),
         "head": "none: an adapter",
+        "quantised": [],
         "adapter": {
             "type": config.get("peft_type"),
             "base": config.get("base_model_name_or_path"),

@@ -88,6 +88,8 @@ def plan_conversion(source: Source, options: ConvertOptions, layers: bool = True
     config = source.config()
     whole(source, config, layers)
     plan = Plan([], notes=list(source.problems))
+    if source.quantised:
+        plan.notes.append(source.quantised.note)
     to = target_format(source, options)
     dtype = None if options.dtype == "auto" or to == "gguf" else options.dtype
     if isinstance(source.reader, GgufReader):
@@ -191,7 +193,9 @@ def _output(source: Source, info: TensorInfo, options: ConvertOptions, wanted: s
         layout = "prefixed" if layout_of(source.infos) == "flat" else None
     name = renamed(info.name, layout)
     dtype = wanted if wanted and info.is_float else info.dtype
-    did = [f"cast from {info.dtype}"] if dtype != info.dtype else []
+    scheme = source.quantised.stored.get(info.name) if source.quantised else None
+    did = [f"dequantised from {scheme}"] if scheme else []
+    did += [f"cast from {info.dtype}"] if dtype != info.dtype else []
     did += [f"renamed from `{info.name}`"] if name != info.name else []
     return Output(
         name,

@@ -12,7 +12,7 @@ from ..base.runtime import Runtime
 from ..checkpoint.adapter import adapter_alone
 from ..checkpoint.sidecars import read_json
 from ..kernels.choose import bind, for_dtype, pick_kernels
-from .device import DTYPES, Choice, cpu_int8_units, pick_device, pick_dtype
+from .device import DTYPES, Choice, cpu_int8_units, pick_device
 from .hub import Checkpoint
 from .layouts import DECODERS
 from .nets.linear import linear_maker, native_maker
@@ -81,7 +81,7 @@ def load_encoder(checkpoint: Checkpoint, runtime: Runtime | None = None, *, head
         units = "has int8 units" if cpu_int8_units() else "has no int8 units, and is faster without --quantize"
         numbers = Choice("float32", f"what --quantize {quantize} computes its activations in; this CPU {units}")
     else:
-        numbers = pick_dtype(dtype, where.value, weights.stored_dtype)
+        numbers = weights.numbers(dtype, where.value)
     linear = linear_maker(quantize, where.value)
     fast = for_dtype(pick_kernels(asked.kernels, where.value), numbers.value)
     if quantize == "none" and (found := native_maker(fast.value, numbers.value)):
@@ -132,8 +132,7 @@ def load_static(folder: Path, runtime: Runtime) -> Loaded:
     if runtime.kernels not in ("auto", "eager"):
         raise QwenchError("--kernels is for layers, and a static embedding has none", "leave it out", code=2)
     weights = Weights(folder)
-    stored = weights.stored_dtype
-    numbers = pick_dtype(runtime.dtype, where.value, stored if stored in DTYPES else "float32")
+    numbers = weights.numbers(runtime.dtype, where.value)
     encoder = StaticEncoder(weights, getattr(torch, numbers.value), where.value)
     return Loaded(encoder, {}, where, numbers, Choice("static", "one vector a token"), fast)
 
@@ -155,7 +154,7 @@ def _generic(
         raise QwenchError(f"a sweep cannot run this architecture ({reason})", "merge each point, then measure it")
     if quantize != "none":
         raise QwenchError(f"--quantize is not there for this architecture ({reason})", "leave it out")
-    numbers = pick_dtype(dtype, where.value, Weights(checkpoint.path).stored_dtype)
+    numbers = Weights(checkpoint.path).numbers(dtype, where.value)
     model = GenericEncoder if head is None else GenericClassifier
     encoder = model(checkpoint.path, config, getattr(torch, numbers.value), where.value)
     return Loaded(

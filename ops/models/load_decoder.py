@@ -12,7 +12,7 @@ from ..checkpoint.gates import STOCK
 from ..checkpoint.gguf_reader import IN_BLOCKS, GgufReader
 from ..checkpoint.reader import Source
 from ..kernels.choose import bind
-from .device import DTYPES, pick_dtype
+from .device import DTYPES
 from .hub import Checkpoint
 from .nets import decoder
 from .nets.causal import CausalDecoder
@@ -61,7 +61,7 @@ def load_decoder(
     weights = Weights(checkpoint.path, decoder.PREFIXES, checkpoint.reader)
     config = choose_streams(checkpoint.path, config, weights, streams)
     linear = weight_only(quantize, device, native)
-    numbers = pick_dtype("float32" if native else dtype, device, weights.stored_dtype)
+    numbers = weights.numbers("float32" if native else dtype, device)
     if native:
         # The product widens in registers, so that narrow weights are exact and cost less to read.
         weights.as_stored = frozenset(AS_STORED if quantize == "none" else DTYPES)
@@ -79,7 +79,7 @@ def load_decoder(
     if native and quantize == "none":
         parts = {"kept as stored": weights.kept, "widened to float32": weights.widened}
         told = [f"{' and '.join(sorted(kinds))} weights {what}" for what, kinds in parts.items() if kinds]
-        reason = ", ".join([*told, "float32 arithmetic in the C kernels"])
+        reason = ", ".join([*told, "float32 arithmetic in the C kernels"]) + weights.dequantised
     if left := getattr(linear, "left", 0):
         reason += f"; {left} matrices are not packed, their rows being no whole blocks of 32"
     return engine, Choice(numbers.value, reason)

@@ -40,10 +40,11 @@ def st(path: Path, **options: object):
     return SentenceTransformer(str(path), device="cpu", local_files_only=True, **options)
 
 
-def test_minilm_equals_sentence_transformers_on_500_real_chunks() -> None:
-    path, texts = tiny.minilm(), tiny.real_texts(500)
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_minilm_equals_sentence_transformers_on_real_chunks(count: int) -> None:
+    path, texts = tiny.minilm(), tiny.real_texts(count)
     ours, theirs = documents(embedder(path), texts), st(path).encode(texts)
-    assert len(set(texts)) > 450
+    assert len(set(texts)) > 0.9 * count
     assert cosine(ours, theirs).min() >= 0.99999
 
 

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...base.choice import Choice
 from ...base.errors import QwenchError
 from ...checkpoint.gguf_blocks import Blocks
 from ...checkpoint.gguf_reader import IN_BLOCKS, GgufReader
 from ...checkpoint.reader import Reader, Source
+from ...checkpoint.unquantised import Unquantised
+from ..device import DTYPES, pick_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -55,6 +58,17 @@ class Weights:
         """dtype of the first matrix, as torch names it (`float32`, `bfloat16`, ...)."""
         infos = [self._reader.infos[name] for name in self._names.values()]
         return next((i.dtype for i in infos if len(i.shape) >= 2), infos[0].dtype if infos else "float32")
+
+    def numbers(self, dtype: str, device: str) -> Choice:
+        """`pick_dtype` for these weights, and what they were dequantised from."""
+        stored = self.stored_dtype
+        chosen = pick_dtype(dtype, device, stored if stored in DTYPES else "float32")
+        return Choice(chosen.value, chosen.reason + self.dequantised)
+
+    @property
+    def dequantised(self) -> str:
+        """What the matrices were made of, to go behind a reason; empty where they are stored as matrices."""
+        return f"; {self._reader.note}" if isinstance(self._reader, Unquantised) else ""
 
     def _stored(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """The tensor as it lies in the file, its name still in the account."""
