@@ -134,20 +134,18 @@ def _words(block: tuple[int, int], shape: tuple[int, ...]) -> str:
 
 def _compressed(parts: Parts) -> Iterator[Matrix]:
     """compressed-tensors."""
-    groups = parts.said.get("config_groups")
-    weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
-    weights = [w for w in weights if isinstance(w, dict)]
-    formats = {parts.said.get("format", "dense")}
-    formats |= {g.get("format") or "dense" for g in groups.values() if isinstance(g, dict)} if weights else set()
+    held = parts.said.get("config_groups")
+    groups = [g for g in held.values() if isinstance(g, dict)] if isinstance(held, dict) else []
+    weights = [g["weights"] for g in groups if isinstance(g.get("weights"), dict)]
     sparse = parts.said.get("sparsity_config")
-    formats |= {sparse.get("format", "dense")} if isinstance(sparse, dict) and sparse else set()
-    for odd in sorted(str(f) for f in formats if f not in COMPRESSED):
+    said = [parts.said, *groups, *([sparse] if isinstance(sparse, dict) else [])]
+    for odd in sorted({str(s.get("format") or "dense") for s in said} - set(COMPRESSED)):
         raise refused(f"compressed-tensors` in the format `{odd}", parts.path)
-    for bits in sorted({w.get("num_bits", 8) for w in weights if isinstance(w.get("num_bits", 8), int)} - {4, 8}):
+    for bits in sorted(_numbers(weights, "num_bits") - {4, 8}):
         raise refused(f"compressed-tensors` of {bits} bits` and `pack-quantized", parts.path)
-    blocks = {tuple(w["block_structure"]) for w in weights if isinstance(w.get("block_structure"), list)}
-    if len(blocks) == 1:
-        parts.said = parts.said | {"weight_block_size": list(*blocks)}
+    blocks = [w["block_structure"] for w in weights if isinstance(w.get("block_structure"), list)]
+    if blocks and all(b == blocks[0] for b in blocks):
+        parts.said = parts.said | {"weight_block_size": blocks[0]}
     for base, info in parts.ending(".weight_packed"):
         found = {"codes": f"{base}.weight_packed", "scale": f"{base}.weight_scale"}
         if info.dtype == "uint8":
@@ -156,6 +154,11 @@ def _compressed(parts: Parts) -> Iterator[Matrix]:
         else:
             yield _words_of_ints(parts, base, info, found, weights)
     yield from _scaled(parts)
+
+
+def _numbers(weights: list[dict[str, Any]], key: str) -> set[int]:
+    """The whole numbers that the groups say."""
+    return {w[key] for w in weights if isinstance(w.get(key), int)}
 
 
 def _words_of_ints(
@@ -170,18 +173,20 @@ def _words_of_ints(
     if info.dtype != "int32" or len(info.shape) != 2 or info.shape[0] != height or not 0 < width < 1 << 40:
         raise parts.odd(f"{base}.weight_packed", (height, width))
     fits = [bits for bits in (4, 8) if info.shape[1] == -(-width * bits // 32)]
-    said = {w.get("num_bits") for w in weights}
-    bits = next((b for b in fits if b in said), fits[0] if fits else 0)
+    bits = next((b for b in fits if b in _numbers(weights, "num_bits")), fits[0] if fits else 0)
     if not bits:
         raise parts.odd(f"{base}.weight_packed", (height, width))
     scale = parts.shape(roles["scale"])
-    sizes = {w.get("group_size") for w in weights if isinstance(w.get("group_size"), int) and w["group_size"] > 0}
+    sizes = {n for n in _numbers(weights, "group_size") if n > 0}
     # A group size that the config says for all; by the number of groups where it says several.
     asked = (1, *sizes) if len(sizes) == 1 and len(scale) > 1 and scale[-1] == -(-width // next(iter(sizes))) else None
     block = parts.block((height, width), roles["scale"], asked)
     if "order" in found:
         _ordered(parts, found["order"], width, scale[-1])
-    if "zero" in found and parts.shape(found["zero"]) != (-(-height * bits // 32), *scale[1:]):
+    if "zero" in found and (parts.infos[found["zero"]].dtype, parts.shape(found["zero"])) != (
+        "int32",
+        (-(-height * bits // 32), *scale[1:]),
+    ):
         raise parts.odd(found["zero"], (height, width))
     label = f"int{bits}, {_words(block, (height, width))}"
     return Matrix(f"{base}.weight", (height, width), label, found, block, bits)
@@ -301,9 +306,9 @@ def matrices(
     Raises:
         QwenchError: a method or form that is not known, a part that is missing or does not fit.
     """
-    method = said.get("quant_method") or ("modelopt" if "quant_algo" in said or "quantization" in said else "")
+    method = str(said.get("quant_method") or ("modelopt" if "quant_algo" in said or "quantization" in said else ""))
     if method not in METHODS:
-        raise refused(str(method) or "a method that the config does not name", path)
+        raise refused(method or "a method that the config does not name", path)
     parts = Parts(infos, load, said, path)
     found: dict[str, Matrix] = {}
     for matrix in METHODS[method](parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -143,6 +144,30 @@ def test_what_is_not_known_is_refused(base: Path, tmp_path: Path, said: object, 
     with pytest.raises(QwenchError) as found:
         Source(folder)
     assert words in found.value.message
+
+
+ODD = (None, [], {}, "x", -1, 0, 3, True, 1.5, [[]], {"a": []}, {"a": {"weights": [1]}}, [{}, 2])
+
+
+@pytest.mark.parametrize("scheme", ["fp8 blocks", "compressed fp8 blocks", "compressed int4 zeros", "gptq"])
+def test_whatever_the_config_says(base: Path, tmp_path: Path, scheme: str) -> None:
+    """A sentence or values, whatever stands under any key."""
+    folder = quantised(base, tmp_path / "q", scheme)
+    config = json.loads((folder / "config.json").read_text())
+    said, loaded = config["quantization_config"], 0
+    group = said.get("config_groups", {}).get("group_0", {}).get("weights", {})
+    keys = [*said, "sparsity_config", "weight_block_size", "bits"]
+    changes = [{key: odd} for key in keys for odd in ODD]
+    for key, odd in itertools.product([*group, "block_structure"] if group else [], ODD):
+        changes.append({"config_groups": {"group_0": {"weights": group | {key: odd}}}})
+    for change in changes:
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": said | change}))
+        try:
+            reader = Source(folder).reader
+            loaded += all(reader.load(name).shape == info.shape for name, info in reader.infos.items())
+        except QwenchError as error:
+            assert "unexpected" not in error.message
+    assert loaded
 
 
 def test_a_config_that_says_more_than_the_tensors(base: Path, tmp_path: Path) -> None:
