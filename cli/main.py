@@ -31,6 +31,7 @@ from . import (
     sample,
     search,
     wav,
+    wav_score,
 )
 from .commands import Command, register
 from .errors import boundary, complete_streams
@@ -72,6 +73,7 @@ COMMANDS = (
     Command(("mtr", "lint"), mtr.lint, mtr.LINT_EPILOG, "Judge"),
     Command(("reward", "train"), reward_train.train, reward_train.EPILOG, "Judge"),
     Command(("wav", "build"), wav.build, wav.BUILD_EPILOG, "Judge"),
+    Command(("wav", "score"), wav_score.score, wav_score.EPILOG, "Judge"),
     Command(("wav", "reward"), wav.reward, wav.REWARD_EPILOG, "Judge"),
     Command(("bench-kernels",), bench_kernels.bench_kernels, bench_kernels.EPILOG, "This machine"),
     Command(("models",), models.models, models.EPILOG, "This machine"),

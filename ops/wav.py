@@ -5,5 +5,7 @@ from __future__ import annotations
 from .audio.build import BuildOptions, build
 from .audio.reward import wav_reward
 from .audio.reward_rows import RewardOptions, reward
+from .audio.scores import ScoreOptions, score
+from .jobs.job import JobOptions
 
-__all__ = ["BuildOptions", "RewardOptions", "build", "reward", "wav_reward"]
+__all__ = ["BuildOptions", "JobOptions", "RewardOptions", "ScoreOptions", "build", "reward", "score", "wav_reward"]

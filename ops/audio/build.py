@@ -18,8 +18,8 @@ from ..base.events import Advanced, Event, Events, Finished, Kept, Started, Warn
 from ..base.lock import Lock
 from ..base.paths import local
 from . import riff
-from .manifest import HINT, base_of, outside, rows_of
-from .waves import Merged, merge
+from .manifest import HINT, PARTS, PATHS, base_of, outside, rows_of
+from .waves import Merged, check_part, merge
 
 ORDERS = ("qa", "aq")
 MANIFEST = "manifest.jsonl"
@@ -68,8 +68,8 @@ def build(options: BuildOptions, stdin: BinaryIO | None = None) -> Events:
     The same command goes on after a kill: waves whose parts and settings are the same are not made again.
 
     Raises:
-        QwenchError: an option that cannot be; rows or the folder that cannot be read or written; a row that fails,
-            once all have been gone through for the first time, unless keep_going.
+        QwenchError: an option that cannot be; rows, a sound or the folder that cannot be read or written. Rows and
+            sounds are looked at before anything is made, and with keep_going bad ones are left out.
     """
     o = options
     o.check()
@@ -77,12 +77,15 @@ def build(options: BuildOptions, stdin: BinaryIO | None = None) -> Events:
     out = Path(o.out).expanduser()
     if out.exists() and not out.is_dir():
         raise QwenchError(f"a file is in the place of the folder: `{o.out}`", "choose another --out")
-    if not o.dry_run:
-        _made(out)
-        with Lock(out / MANIFEST):
-            yield from _built(o, out, stdin)
-    else:
-        yield from _built(o, out, stdin)
+    base = Path(o.manifest).expanduser() if o.manifest != "-" and Path(o.manifest).is_dir() else base_of(o.manifest)
+    # Nothing is made for an input that is bad.
+    rows, lost = yield from _checked(o, base, out, stdin)
+    if o.dry_run:
+        yield from _built(o, base, out, rows, lost)
+        return
+    _made(out)
+    with Lock(out / MANIFEST):
+        yield from _built(o, base, out, rows, lost)
 
 
 def _made(out: Path) -> None:
@@ -92,14 +95,12 @@ def _made(out: Path) -> None:
         raise trouble(error, out, "the output") from error
 
 
-def _built(o: BuildOptions, out: Path, stdin: BinaryIO | None) -> Events:
-    base = Path(o.manifest).expanduser() if o.manifest != "-" and Path(o.manifest).is_dir() else base_of(o.manifest)
-    rows = yield from _checked(o, base, out, stdin)
+def _built(o: BuildOptions, base: Path, out: Path, rows: list[tuple[str, dict[str, Any]]], lost: int) -> Events:
     journal = hidden(out / MANIFEST, ".build")
     before = _before(journal) | _before(out / MANIFEST)
     if not o.dry_run:
         yield Kept(str(journal))
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter(failed=lost)
     told, seconds = [], 0.0
     yield Started("build", len(rows))
     for place, row in rows:
@@ -129,33 +130,57 @@ def _built(o: BuildOptions, out: Path, stdin: BinaryIO | None) -> Events:
 
 def _checked(
     o: BuildOptions, base: Path, out: Path, stdin: BinaryIO | None
-) -> Iterator[Event | list[tuple[str, dict[str, Any]]]]:
-    """All rows before the first is made; returns the good ones."""
+) -> Iterator[Event | tuple[list[tuple[str, dict[str, Any]]], int]]:
+    """All rows and their sounds, before the first is made; returns the good ones, and how many are not."""
     found: list[tuple[str, dict[str, Any]]] = []
     names: dict[str, str] = {}
     far: list[str] = []
+    lost = 0
+    yield Started("check", None)
     for place, row in rows_of(o.manifest, stdin):
-        error = row if isinstance(row, QwenchError) else None
-        if not isinstance(row, QwenchError):
-            name = wave_name(row["id"])
-            if not (row.get("question") and row.get("answer")):
-                error = QwenchError("no question and answer", HINT)
-            elif (other := names.setdefault(name.casefold(), place)) != place:
-                error = QwenchError(f"its id `{row['id']}` is that of {other}", "every row needs its own")
-            elif (out / name).resolve() in {(base / row[part]).resolve() for part in ("question", "answer")}:
-                error = QwenchError(f"its wave would be written over `{name}`", "choose another --out")
-            else:
-                found.append((place, row))
-                far += outside(row, base)
-        if error is not None and not o.keep_going:
-            raise QwenchError(f"{place}: {error.message}", error.hint, error.code)
-        if error is not None:
+        try:
+            if isinstance(row, QwenchError):
+                raise row
+            _check(row, place, base, names)
+        except QwenchError as error:
+            if not o.keep_going:
+                raise QwenchError(f"{place}: {error.message}", error.hint, error.code) from error
+            lost += 1
             yield Warned("rows", f"left out: {place}: {error.message}", None, True)
+        else:
+            found.append((place, row))
+            far += outside(row, base)
+        yield Advanced("check", 1)
     if not found:
         raise QwenchError(f"no dialogues are in the input: `{o.manifest}`", HINT)
+    _apart(found, base, out)
     if far:
         yield Warned("outside", f"{len(far):,} waves lie outside the manifest's folder and are only read: `{far[0]}`")
-    return found
+    return found, lost
+
+
+def _check(row: dict[str, Any], place: str, base: Path, names: dict[str, str]) -> None:
+    """A row, before anything is made of it.
+
+    Raises:
+        QwenchError: no parts, an id that another row has, or a part that is no sound.
+    """
+    if not (row.get("question") and row.get("answer")):
+        raise QwenchError("no question and answer", HINT)
+    for part in ("question", "answer"):
+        wave = riff.read(base / row[part])
+        check_part(wave.samples.mean(1), wave.rate, f"the {part}")
+    if (other := names.setdefault(wave_name(row["id"]).casefold(), place)) != place:
+        raise QwenchError(f"its id `{row['id']}` is that of {other}", "every row needs its own")
+
+
+def _apart(rows: list[tuple[str, dict[str, Any]]], base: Path, out: Path) -> None:
+    """Refuse waves that would be written over a part, be it of their own row or of another."""
+    parts = {(base / row[part]).resolve() for _, row in rows for part in PATHS if row.get(part)}
+    for place, row in rows:
+        if (out / wave_name(row["id"])).resolve() in parts:
+            name = wave_name(row["id"])
+            raise QwenchError(f"{place}: its wave would be written over `{name}`", "choose another --out")
 
 
 def wave_name(identity: str) -> str:
@@ -206,7 +231,7 @@ def _one(
 
 def _told(row: dict[str, Any], merged: Merged, base: Path, out: Path, o: BuildOptions) -> dict[str, Any]:
     """What is new of a row; paths are relative to the new manifest."""
-    paths = {p: os.path.relpath((base / row[p]).resolve(), out.resolve()) for p in ("question", "answer")}
+    paths = {p: os.path.relpath((base / row[p]).resolve(), out.resolve()) for p in PARTS if row.get(p)}
     times = {"seconds": round(merged.seconds, 4), "gap_at": round(merged.first / merged.rate, 4), "gap": o.gap}
     level = {} if o.level_rms is None else {"level_rms": o.level_rms}
     return {**paths, **times, "order": o.order, **level, "warnings": list(merged.warnings)}

@@ -16,8 +16,9 @@ from .reward import gold_of
 #: columns that hold the two turns of a conversation
 TURNS = ("conversation", "conversations", "messages")
 WAVES = (".wav", ".wave", ".flac", ".ogg", ".mp3")
-#: columns with paths
-PATHS = ("question", "answer", "audio")
+#: columns with paths: of the parts, of the same words by a neutral voice, and of the whole
+PARTS = ("question", "answer", "question_neutral", "answer_neutral")
+PATHS = (*PARTS, "audio")
 HINT = "rows need question and answer, or a conversation of two turns with audio"
 
 
@@ -34,7 +35,7 @@ def rows_of(name: str, stdin: BinaryIO | None = None) -> Iterator[tuple[str, dic
     """
     folder = Path(name).expanduser()
     if name != "-" and folder.is_dir():
-        yield from ((f"`{row['answer']}`", row) for row in _of_folder(folder))
+        yield from ((f"`{row['answer']}`", row) for row in of_folder(folder))
         return
     for row in Table(name, stdin):
         if isinstance(row.value, Malformed):
@@ -78,7 +79,7 @@ def _turns(turns: list[Any]) -> dict[str, Any]:
     return found
 
 
-def _of_folder(folder: Path) -> Iterator[dict[str, Any]]:
+def of_folder(folder: Path) -> Iterator[dict[str, Any]]:
     """Pairs NAME.q.wav and NAME.a*.wav, by name.
 
     Raises:

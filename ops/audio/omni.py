@@ -44,16 +44,25 @@ FAMILIES = {
     "qwen3_omni_moe_thinker": Family(MOE, None, "", windowed_tokens),
     "qwen2_audio": Family("Qwen2AudioForConditionalGeneration", None, "", halved_tokens, True),
 }
+#: where a sound is among the parts of a message; templates look for one name or the other
+AUDIO = {"type": "audio", "audio": "sound", "audio_url": "sound"}
 #: parts of whole checkpoints that speak
 SPEAKERS = ("talker.", "token2wav.", "code2wav.")
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One prompt: ids with an audio token for each of the sound's, and its frames (bands, frames)."""
+    """One prompt: ids with an audio token for each of a sound's, and the frames (bands, frames) of its sounds."""
 
     ids: list[int]
-    frames: NDArray[np.float32]
+    sounds: tuple[NDArray[np.float32], ...]
+
+
+class Written(NamedTuple):
+    """An answer; cut: it had no end after as many tokens as it may have."""
+
+    text: str
+    cut: bool
 
 
 class Listener:
@@ -61,12 +70,13 @@ class Listener:
 
     Args:
         folder: config.json, weights, tokenizer, chat template and preprocessor_config.json.
+        heads: beginnings of weights that are not the network's, and that the caller reads.
 
     Raises:
         QwenchError: another kind of model, a missing file or weight, more memory than there is.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, folder: Path, device: str = "auto", dtype: str = "auto", heads: tuple[str, ...] = ()) -> None:
         config = parse_json(_file(folder, "config.json"), "config.json")
         kind = str(config.get("model_type") if isinstance(config, dict) else None)
         if kind not in FAMILIES:
@@ -81,42 +91,63 @@ class Listener:
         stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
         self.dtype = pick_dtype(dtype, self.device, stored).value
         check_memory(folder, self.device, self.dtype, stored)
-        self.model = _network(folder, config, self.family, self.dtype).to(self.device).eval()
+        self.model = _network(folder, config, self.family, self.dtype, heads).to(self.device).eval()
         self.audio = int(self.model.config.audio_token_id)
         self.ends = _ends(folder, self.tokenizer, self.template)
 
+    @property
+    def rate(self) -> int:
+        """Of the sounds that it takes, in Hz."""
+        return int(self.extractor.sampling_rate)
+
     def heard(self, samples: NDArray[np.floating], text: str) -> Heard:
-        """One user turn: a sound (n,) at the extractor's rate, then a text.
+        """One user turn: a sound (n,) at `rate`, then a text.
 
         Raises:
             QwenchError: the sound is too long; the template has no audio token, or more than one.
         """
-        frames = log_mel(samples, self.extractor)
-        count = self.family.tokens(frames.shape[1])
-        if count < 1:
+        return self.conversation([("user", [AUDIO, {"type": "text", "text": text}])], [samples], True)
+
+    def conversation(
+        self, turns: Sequence[tuple[str, list[dict[str, str]]]], sounds: Sequence[NDArray[np.floating]], opened: bool
+    ) -> Heard:
+        """Turns of (role, parts), with an AUDIO among the parts for every sound.
+
+        Args:
+            opened: the prompt opens an answer.
+
+        Raises:
+            QwenchError: see `heard`.
+        """
+        frames = tuple(log_mel(samples, self.extractor) for samples in sounds)
+        counts = [self.family.tokens(f.shape[1]) for f in frames]
+        if min(counts) < 1:
             raise QwenchError("the sound is too short for a single audio token", "give 0.1 s at least")
-        parts = [{"type": "audio", "audio": "sound", "audio_url": "sound"}, {"type": "text", "text": text}]
-        ids = self.tokenizer.ids([self.template.spoken([{"role": "user", "content": parts}])])[0]
-        if (found := ids.count(self.audio)) != 1:
+        messages = [{"role": role, "content": parts} for role, parts in turns]
+        ids = self.tokenizer.ids([self.template.spoken(messages, opened)])[0]
+        if (found := ids.count(self.audio)) != len(counts):
+            where = "one sound is" if len(counts) == 1 else f"{len(counts)} sounds are"
             raise QwenchError(
-                f"the chat template puts {found} audio tokens where one sound is", "use that of the original checkpoint"
+                f"the chat template puts {found} audio tokens where {where}", "use that of the original checkpoint"
             )
-        at = ids.index(self.audio)
-        return Heard([*ids[:at], *[self.audio] * count, *ids[at + 1 :]], frames)
+        left = iter(counts)
+        return Heard([t for i in ids for t in ([i] * next(left) if i == self.audio else [i])], frames)
 
     def inputs(self, batch: Sequence[Heard]) -> dict[str, torch.Tensor]:
         """What the model is called with; prompts are padded on the left, frames on the right."""
         longest = max(len(h.ids) for h in batch)
-        hop = self.extractor.hop_length
-        wide = self.extractor.n_samples // hop if self.family.padded else max(h.frames.shape[1] for h in batch)
+        every = [f for h in batch for f in h.sounds]
+        whole = self.extractor.n_samples // self.extractor.hop_length
+        wide = whole if self.family.padded else max(f.shape[1] for f in every)
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
         seen = torch.zeros_like(ids)
-        frames = torch.stack([_widened(h.frames, wide) for h in batch])
-        mask = torch.zeros(len(batch), wide, dtype=torch.long)
+        frames = torch.stack([_widened(f, wide) for f in every])
+        mask = torch.zeros(len(every), wide, dtype=torch.long)
         for row, one in enumerate(batch):
             ids[row, longest - len(one.ids) :] = torch.tensor(one.ids)
             seen[row, longest - len(one.ids) :] = 1
-            mask[row, : one.frames.shape[1]] = 1
+        for row, one in enumerate(every):
+            mask[row, : one.shape[1]] = 1
         frames = frames.to(getattr(torch, self.dtype))
         given = {"input_ids": ids, "attention_mask": seen, "input_features": frames, "feature_attention_mask": mask}
         return {name: value.to(self.device) for name, value in given.items()}
@@ -126,9 +157,16 @@ class Listener:
         """(rows, vocabulary) float32 of the first token of each answer."""
         return self.model(**self.inputs(batch)).logits[:, -1].float()
 
+    @torch.inference_mode()
+    def states(self, batch: Sequence[Heard]) -> list[torch.Tensor]:
+        """Of every prompt (tokens, hidden) float32, the last layer's after its norm."""
+        given = self.inputs(batch)
+        found = self.model(**given, output_hidden_states=True).hidden_states[-1]
+        return [row[-len(h.ids) :].float() for row, h in zip(found, batch, strict=True)]
+
     def write(
         self, batch: Sequence[Heard], max_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
-    ) -> list[str]:
+    ) -> list[Written]:
         """The answer to each prompt: greedy, or drawn by temperature alone with a seed for each row.
 
         Drawn rows are asked one at a time, so that an answer depends on its own seed and on no neighbour.
@@ -138,7 +176,7 @@ class Listener:
         return self._written(batch, max_tokens, 0.0, 0)
 
     @torch.inference_mode()
-    def _written(self, batch: Sequence[Heard], max_tokens: int, temperature: float, seed: int) -> list[str]:
+    def _written(self, batch: Sequence[Heard], max_tokens: int, temperature: float, seed: int) -> list[Written]:
         from transformers import GenerationConfig
 
         given = self.inputs(batch)
@@ -152,10 +190,13 @@ class Listener:
             torch.manual_seed(seed)
             made = self.model.generate(**given)
         made = made[:, given["input_ids"].shape[1] :].tolist()
-        return [self.tokenizer.backend.decode(_cut(row, self.ends), skip_special_tokens=False) for row in made]
+        kept = [_until(row, self.ends) for row in made]
+        texts = [self.tokenizer.backend.decode(ids, skip_special_tokens=False) for ids in kept]
+        # A row without an end is as long as the batch; one that has ended is shorter.
+        return [Written(text, len(ids) == max_tokens) for text, ids in zip(texts, kept, strict=True)]
 
 
-def _cut(ids: list[int], ends: list[int]) -> list[int]:
+def _until(ids: list[int], ends: list[int]) -> list[int]:
     at = next((n for n, i in enumerate(ids) if i in ends), len(ids))
     return ids[:at]
 
@@ -211,11 +252,11 @@ def check_memory(folder: Path, device: str, dtype: str, stored: str) -> None:
     if device == "cpu" and need > free:
         raise QwenchError(
             f"the model needs {need / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB are free: `{folder}`",
-            "use a smaller model, or a server",
+            "use a smaller model, or a server: --engine http://HOST:PORT/v1",
         )
 
 
-def _network(folder: Path, config: dict[str, Any], family: Family, dtype: str) -> Any:
+def _network(folder: Path, config: dict[str, Any], family: Family, dtype: str, heads: tuple[str, ...]) -> Any:
     import transformers
 
     silence_transformers()
@@ -238,7 +279,7 @@ def _network(folder: Path, config: dict[str, Any], family: Family, dtype: str) -
             raise QwenchError(
                 f"{len(lost)} weights are {what.split('_')[0]}, such as `{lost[0]}`: `{folder}`", "copy it again"
             )
-    if extra := sorted(k for k in info["unexpected_keys"] if not k.startswith(SPEAKERS)):
+    if extra := sorted(k for k in info["unexpected_keys"] if not k.startswith(SPEAKERS + heads)):
         raise QwenchError(
             f"{len(extra)} weights have no place, such as `{extra[0]}`: `{folder}`", "see its config.json"
         )

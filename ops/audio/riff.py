@@ -48,6 +48,8 @@ def read(path: str | Path) -> Wave:
     name = str(path)
     local(name, "the sound")
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise QwenchError(f"the sound is no file: `{name}`", "paths are relative to the manifest")
         data = Path(path).read_bytes()
     except OSError as error:
         why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"

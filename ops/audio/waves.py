@@ -80,6 +80,16 @@ def remarks(samples: Mono, what: str) -> list[str]:
     return found
 
 
+def check_part(samples: Mono, rate: int, what: str) -> None:
+    """Raises:
+    QwenchError: it is shorter than 0.1 s, or silent.
+    """
+    if len(samples) < SHORTEST * rate:
+        raise QwenchError(f"{what} is {len(samples) / rate:.3f} s long, shorter than {SHORTEST} s", "record it again")
+    if rms(samples) < SILENT:
+        raise QwenchError(f"{what} is silent", "record it again")
+
+
 def merge(
     question: Wave, answer: Wave, gap: float = 1.0, rate: int = 16_000, order: str = "qa", level: float | None = None
 ) -> Merged:
@@ -96,12 +106,7 @@ def merge(
     parts, told = [], list[str]()
     for what, wave in (("the question", question), ("the answer", answer)):
         samples = mono(wave, rate)
-        if len(samples) < SHORTEST * rate:
-            raise QwenchError(
-                f"{what} is {len(samples) / rate:.3f} s long, shorter than {SHORTEST} s", "record it again"
-            )
-        if rms(samples) < SILENT:
-            raise QwenchError(f"{what} is silent", "record it again")
+        check_part(samples, rate, what)
         if level is not None:
             samples = levelled(samples, level)
         told += remarks(samples, what)

@@ -98,15 +98,18 @@ class ChatTemplate:
                 _there(message, whole)
         return whole, whole[len(bare) :] if whole.startswith(bare) else ""
 
-    def spoken(self, messages: list[Message]) -> str:
+    def spoken(self, messages: list[Message], opened: bool = True) -> str:
         """The prompt of messages whose content is a list of parts, of which those with text must be there.
+
+        Args:
+            opened: it opens an answer.
 
         Raises:
             QwenchError: there is no template, or it refuses the messages or leaves a text out.
         """
         if self._template is None:
             raise QwenchError("the model has no chat template", "copy chat_template.jinja of the original checkpoint")
-        text = self._rendered(messages, True, None)
+        text = self._rendered(messages, opened, None)
         for message in messages:
             for part in message["content"]:
                 _there({"role": message["role"], "content": part.get("text", "")}, text)

@@ -120,17 +120,29 @@ def test_rows_that_are_none(folder: Path, tmp_path: Path, row: dict, says: str) 
     manifest.write_text(json.dumps(row) + "\n" + json.dumps({"question": "q7.q.wav", "answer": "q7.a1.wav"}))
     with pytest.raises(QwenchError, match=says):
         list(build(BuildOptions(str(manifest), str(tmp_path / "out"))))
+    assert not (tmp_path / "out").exists()
     result, warnings = ran(build(BuildOptions(str(manifest), str(tmp_path / "out"), keep_going=True)))
-    assert result["made"] == 1 and any(says in w for w in warnings)
+    assert result["made"] == result["failed"] == 1 and any(says in w for w in warnings)
 
 
-def test_a_wave_is_never_written_over_a_part(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["q7.q", "q7.a2"])
+def test_a_wave_is_never_written_over_a_part(folder: Path, name: str) -> None:
+    """Neither of its own row nor of another."""
     manifest = folder / "m.jsonl"
-    manifest.write_text(json.dumps({"id": "q7.q", "question": "q7.q.wav", "answer": "q7.a1.wav"}))
-    before = (folder / "q7.q.wav").read_bytes()
-    with pytest.raises(QwenchError, match="would be written over"):
+    rows = [{"id": name, "question": "q7.q.wav", "answer": "q7.a1.wav"}]
+    rows.append({"id": "x", "question": "q7.q.wav", "answer": "q7.a2.wav"})
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = (folder / f"{name}.wav").read_bytes()
+    with pytest.raises(QwenchError, match="line 1: its wave would be written over"):
         list(build(BuildOptions(str(manifest), str(folder))))
-    assert (folder / "q7.q.wav").read_bytes() == before
+    assert (folder / f"{name}.wav").read_bytes() == before
+
+
+def test_nothing_is_made_for_a_sound_that_is_bad(folder: Path, tmp_path: Path) -> None:
+    (folder / "q7.a2.wav").write_bytes(encode(np.zeros(16_000), 16_000))
+    with pytest.raises(QwenchError, match=r"`q7\.a2\.wav`: the answer is silent"):
+        list(build(BuildOptions(str(folder), str(tmp_path / "out"))))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(qwench, folder: Path, tmp_path: Path) -> None:
