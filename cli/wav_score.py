@@ -23,11 +23,8 @@ LOADED = ("head", "revision", "offline", "device", "dtype", "threads")
 
 def score(
     ctx: typer.Context,
-    rows: Annotated[
-        str,
-        typer.Argument(
-            metavar="MANIFEST", help="Rows of audio, or of question and answer; a folder; -.", show_default=False
-        ),
+    manifest: Annotated[
+        str, typer.Argument(help="Rows of audio, or of question and answer; a folder; -.", show_default=False)
     ],
     model: Annotated[
         str | None,
@@ -85,7 +82,7 @@ def score(
     if out == "-":
         refuse(ctx, "standard output is no file to write over", "force")
     _fitting(ctx, runtime, model)
-    job = fill(op.JobOptions, ctx.params, at_once=runtime.concurrency)
+    job = fill(op.JobOptions, ctx.params, rows=manifest, at_once=runtime.concurrency)
     own = {"scale": _scale(scale), "controls": tuple(dict.fromkeys(n for n in controls.replace(",", " ").split()))}
     name = served(ctx, runtime, model or "") or ""
     options = fill(op.ScoreOptions, ctx.params, runtime=runtime, job=job, model=name, **own)

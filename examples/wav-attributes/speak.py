@@ -1,4 +1,4 @@
-"""Speech without a model: espeak-ng, by the library that the package espeakng-loader brings (GPL, for this demo alone)."""
+"""Speech without a model: espeak-ng, by the library of the package espeakng-loader (GPL, for this demo alone)."""
 
 from __future__ import annotations
 

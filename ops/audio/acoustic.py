@@ -93,7 +93,7 @@ def pitch(samples: Mono, rate: int) -> float:
     for start in starts:
         frame = samples[start : start + wide]
         energy = float(frame @ frame)
-        if energy < wide * (0.3 * loudest) ** 2:
+        if energy <= wide * (0.3 * loudest) ** 2:
             continue
         ahead = samples[start : start + wide + high]
         products = np.correlate(ahead, frame, "valid")
@@ -101,8 +101,11 @@ def pitch(samples: Mono, rate: int) -> float:
         alike = products / np.sqrt(energy * np.maximum(squares[wide:] - squares[:-wide], 1e-12))
         best = float(alike[low:].max())
         if best >= VOICED:
-            # The first that is nearly the best: twice the period is as alike as the period.
-            found.append(rate / (low + int(np.argmax(alike[low:] >= 0.93 * best))))
+            # The first peak that is nearly the best: twice the period is as alike as the period.
+            at = low + int(np.argmax(alike[low:] >= 0.93 * best))
+            while at + 1 < len(alike) and alike[at + 1] > alike[at]:
+                at += 1
+            found.append(rate / at)
     return float(np.median(found)) if found else 1.0
 
 

@@ -35,6 +35,7 @@ class Sound:
         order: qa, or aq where the answer is heard first.
         gap: samples between them.
         data: the file that `whole` is of, where it is a WAV file.
+        control: what is changed, "" for nothing.
     """
 
     whole: Mono
@@ -45,6 +46,7 @@ class Sound:
     order: str = "qa"
     gap: int = 0
     data: bytes | None = None
+    control: str = ""
 
     @property
     def seconds(self) -> float:
@@ -127,6 +129,7 @@ def controlled(sound: Sound, name: str, row: dict[str, Any], base: Path) -> Soun
         QwenchError: parts that are not known, or a neutral wave that cannot be read.
     """
     assert sound.question is not None and sound.answer is not None
+    sound = replace(sound, control=name)
     if name == "order":
         return joined(replace(sound, order="aq" if sound.order == "qa" else "qa"))
     if name == "silence":

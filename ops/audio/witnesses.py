@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,15 +26,15 @@ class RandomJudge(Judge):
         self.scale = scale
 
     def ready(self, sound: Sound) -> Any:
-        """See Judge. The sound is in the seed, so that its controls are draws of their own."""
-        return hashlib.blake2b(sound.whole.tobytes(), digest_size=8).digest()
+        """See Judge: which control it is, so that each is a draw of its own."""
+        return list(sound.control.encode())
 
     def draws(self, ready: Sequence[Any], seeds: Sequence[Sequence[int]]) -> list[list[Draw]]:
         """See Judge."""
         return [[self._drawn(one, seed) for seed in row] for one, row in zip(ready, seeds, strict=True)]
 
-    def _drawn(self, sound: bytes, seed: int) -> Draw:
-        random = np.random.default_rng([seed, int.from_bytes(sound)])
+    def _drawn(self, control: list[int], seed: int) -> Draw:
+        random = np.random.default_rng([seed, *control])
         return Draw(int(random.choice(self.scale)), seed=seed)
 
 

@@ -103,12 +103,13 @@ def test_an_mp3_under_the_name_of_a_wav_is_named(tmp_path: Path) -> None:
         read(tmp_path / "b.wav")
 
 
-def test_ten_thousand_mutations_give_a_sound_or_a_sentence() -> None:
+@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutations_give_a_sound_or_a_sentence(count: int) -> None:
     random = np.random.default_rng(0)
     kinds = ("u8", "i16", "i24", "i32", "f32", "f64")
     seeds = [riff(raw(tone(0.02), k), k, extensible=e, before=b"LIST\4\0\0\0INFO") for k in kinds for e in (0, 1)]
     begun, sounds, longest = time.monotonic(), 0, 0.0
-    for number in range(10_000):
+    for number in range(count):
         data = bytearray(seeds[number % len(seeds)])
         for _ in range(random.integers(1, 6)):
             # Mostly in the head, where the lengths and forms are.
@@ -124,7 +125,7 @@ def test_ten_thousand_mutations_give_a_sound_or_a_sentence() -> None:
         except QwenchError as error:
             assert error.message
         longest = max(longest, time.monotonic() - one)
-    assert 1000 < sounds < 9900
+    assert count / 10 < sounds < 0.99 * count
     assert longest < 10 and time.monotonic() - begun < 150
 
 
