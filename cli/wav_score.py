@@ -133,9 +133,7 @@ def _show(streams: out_.Out, result: dict[str, Any], out: str, dry_run: bool) ->
     from .wav_tables import report
 
     rows = result["rows"] - result["bad"] - result["failed"]
-    told = (
-        f"{result['scored']:,} of {rows:,} dialogues have a score; {out_.clock(result['milliseconds'] / 1000)} of sound"
-    )
+    told = f"{result['scored']:,} of {rows:,} dialogues have a score; {out_.clock(result['sound_seconds'])} of sound"
     if result["done"]:
         told += f"; {result['done']:,} were done before"
     for name, what in (("failed", "failed"), ("bad", "left out"), ("warned", "with remarks on their sound")):

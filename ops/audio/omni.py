@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from ..base.errors import QwenchError
 from ..base.parse import parse_json
+from ..checkpoint.reader import Source
+from ..checkpoint.sidecars import json_of
 from ..models.device import pick_device, pick_dtype
 from ..models.pretrained import silence_transformers
 from ..models.template import ChatTemplate, chat_files
@@ -86,11 +88,12 @@ class Listener:
             )
         self.family = FAMILIES[kind]
         self.extractor = _extractor(folder)
-        self.tokenizer, self.template = TextTokenizer.load(folder), ChatTemplate.read(chat_files(folder))
+        self.tokenizer, self.template = TextTokenizer.load(folder), ChatTemplate.read(_chat_files(folder))
         self.device = pick_device(device).value
-        stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-        self.dtype = pick_dtype(dtype, self.device, stored).value
-        check_memory(folder, self.device, self.dtype, stored)
+        inner = config.get(self.family.inner) or {} if self.family.inner else {}
+        told = (c.get(name) for c in (config, inner) for name in ("dtype", "torch_dtype"))
+        self.dtype = pick_dtype(dtype, self.device, next((str(t) for t in told if t), "float32")).value
+        check_memory(folder, self.device, self.dtype)
         self.model = _network(folder, config, self.family, self.dtype, heads).to(self.device).eval()
         self.audio = int(self.model.config.audio_token_id)
         self.ends = _ends(folder, self.tokenizer, self.template)
@@ -238,22 +241,39 @@ def _ends(folder: Path, tokenizer: TextTokenizer, template: ChatTemplate) -> lis
     return [] if told is None else list(told) if isinstance(told, list) else [int(told)]
 
 
-def check_memory(folder: Path, device: str, dtype: str, stored: str) -> None:
+def _chat_files(folder: Path) -> dict[str, bytes]:
+    """As `chat_files`; what an older processor has of its own is before the tokenizer's, which may know no sounds."""
+    files = chat_files(folder)
+    if "chat_template.jinja" not in files and (folder / "chat_template.json").is_file():
+        told = json_of((folder / "chat_template.json").read_bytes(), "chat_template.json").get("chat_template")
+        if not isinstance(told, str):
+            raise QwenchError(f"chat_template.json has no template: `{folder}`", "copy the original file")
+        files["chat_template.jinja"] = told.encode()
+    return files
+
+
+def check_memory(folder: Path, device: str, dtype: str) -> None:
     """Raises:
-    QwenchError: the weights need more memory than the CPU has free.
+    QwenchError: the weights that are loaded need more memory than is free; no weights.
     """
-    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    need = weights * (4 if dtype == "float32" else 2) // (4 if stored == "float32" else 2)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return
-    if device == "cpu" and need > free:
+    numbers = sum(info.numel for name, info in Source(folder).infos.items() if not name.startswith(SPEAKERS))
+    need, free = numbers * (4 if dtype == "float32" else 2), _free(device)
+    if free is not None and need > free:
         raise QwenchError(
             f"the model needs {need / 1e9:.1f} GB in {dtype}, and {free / 1e9:.1f} GB are free: `{folder}`",
             "use a smaller model, or a server: --engine http://HOST:PORT/v1",
         )
+
+
+def _free(device: str) -> int | None:
+    """Bytes, None where nobody tells."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def _network(folder: Path, config: dict[str, Any], family: Family, dtype: str, heads: tuple[str, ...]) -> Any:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, BinaryIO
 
 from ..base.errors import QwenchError
 from ..base.events import Chose, Events, Finished, Produced, Warned
-from ..base.runtime import Runtime
 from ..jobs import output
-from ..jobs.job import TOLD, Job, JobOptions
+from ..jobs.job import TOLD, Job
 from ..jobs.journal import Entry, Journal
 from ..jobs.rows import Key, Row
 from ..jobs.samples import seed_of_row
@@ -23,73 +21,12 @@ from ..writing.writer import seed_of
 from .acoustic import Fit, features
 from .dialogues import Dialogues
 from .judge import Asking, Draw, Judge, Prompt
-from .manifest import HINT, flat
+from .manifest import HINT, flat, outside
 from .report import Report
 from .reward import gold_of
-from .sounds import CONTROLS, PARTS, Sound, controlled, sound_of
-from .verdicts import SCALE
+from .score_options import ScoreOptions
+from .sounds import PARTS, Sound, controlled, sound_of
 from .witnesses import AcousticJudge, RandomJudge
-
-WITNESSES = ("random", "acoustic")
-HEADS = ("auto", "text", "scalar")
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreOptions:
-    """Everything `qwench wav score` can be told.
-
-    Attributes:
-        model: folder or hub id, random, acoustic; of a server the served name, "" for the only one.
-        prompt, prompt_file: see `Prompt.of`. scale: the scores that count.
-        samples: draws of every dialogue. temperature: 0 is greedy. max_tokens: of an answer.
-        head: auto, text or scalar. controls: see CONTROLS. fit: labelled dialogues for acoustic.
-        gap: seconds between question and answer, where a row has no merged wave and does not tell.
-        batch: dialogues at a time. audio_part: how a server is given a sound.
-        job: which rows, and where they go.
-    """
-
-    model: str = ""
-    prompt: str = "published"
-    prompt_file: str | None = None
-    scale: tuple[int, ...] = SCALE
-    samples: int = 1
-    temperature: float = 0.0
-    max_tokens: int = 1024
-    seed: int = 0
-    head: str = "auto"
-    controls: tuple[str, ...] = ()
-    fit: str | None = None
-    gap: float = 1.0
-    batch: int = 4
-    audio_part: str = "input_audio"
-    runtime: Runtime = field(default_factory=Runtime)
-    job: JobOptions = field(default_factory=JobOptions)
-
-    @property
-    def witness(self) -> bool:
-        """The judge is none of audio, but one to be compared with."""
-        return self.model in WITNESSES and not self.runtime.server
-
-    def check(self) -> None:
-        """Raises:
-        QwenchError: a word or number that cannot be, or that does not fit the judge.
-        """
-        if not self.model and not self.runtime.server:
-            raise QwenchError("no judge is named", "add --model: a folder, hub id, random or acoustic", 2)
-        if wrong := [c for c in self.controls if c not in CONTROLS]:
-            raise QwenchError(f"unknown control: `{wrong[0]}`", f"use {', '.join(CONTROLS)}", 2)
-        if not self.scale or set(self.scale) - set(SCALE):
-            raise QwenchError(f"--scale is some of {', '.join(map(str, SCALE))}", "write --scale 1,3,5", 2)
-        if self.head not in HEADS:
-            raise QwenchError(f"unknown --head: `{self.head}`", f"use {', '.join(HEADS)}", 2)
-        if not 0 <= self.temperature <= 10:
-            raise QwenchError(f"--temperature is 0 to 10, and not {self.temperature:g}", "0 is greedy", 2)
-        if not 0 <= self.gap <= 60:
-            raise QwenchError(f"--gap is 0 to 60 seconds, and not {self.gap:g}", "1 is the paper's", 2)
-        if self.samples > 1 and not (self.temperature or self.model == "random"):
-            raise QwenchError("greedy draws are all the same, and --samples asks for several", "add --temperature 1", 2)
-        if self.model == "acoustic" and not self.runtime.server and not self.fit:
-            raise QwenchError("the acoustic judge is made from labelled dialogues", "name them with --fit", 2)
 
 
 class Scores(Work):
@@ -112,6 +49,7 @@ class Scores(Work):
         )
         self.judge: Judge | None = None
         self.golds = self.unvoiced = self.known = 0
+        self.far: list[str] = []
         self.fitted: set[tuple[Path, ...]] = set()
 
     def load(self, rows: int) -> Events:
@@ -191,6 +129,7 @@ class Scores(Work):
         if self.options.controls and not parts and given.get("gap_at") is None:
             raise QwenchError("--controls need to know where the answer begins", PARTS)
         self.golds += given.get("gold") is not None
+        self.far += outside(given, self.base)
         self.known += waves_of(given, self.base) in self.fitted
         self.unvoiced += "text" in self.options.controls and not given.get("answer_neutral")
         if self.judge is not None and self.judge.alone:
@@ -269,6 +208,9 @@ class Scores(Work):
 
     def remarks(self) -> Iterator[Warned]:
         """See Work."""
+        if self.far:
+            told = f"{len(self.far):,} waves lie outside the manifest's folder and are only read: `{self.far[0]}`"
+            yield Warned("outside", told)
         if self.known:
             yield Warned("fit", f"{self.known:,} dialogues are also in --fit: they say little of others")
         if self.unvoiced:
@@ -344,5 +286,7 @@ def score(options: ScoreOptions, stdin: BinaryIO | None = None) -> Events:
             yield event
             continue
         assert work.judge is not None
+        found = {"scored": 0, "warned": 0, "milliseconds": 0, **event.result}
+        found["sound_seconds"] = found.pop("milliseconds") / 1000
         told = {"model": work.judge.name, "head": work.judge.kind, "witness": work.judge.witness}
-        yield Finished({**event.result, **told, **job.report.result()})
+        yield Finished({**found, **told, **job.report.result()})

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from qwench.ops.audio.acoustic import NUMBERS, RIDGE, Fit, features, measured, pitch, softmax_fit
 from qwench.ops.audio.riff import encode
-from qwench.ops.audio.scores import ScoreOptions, score
+from qwench.ops.audio.score_options import ScoreOptions
+from qwench.ops.audio.scores import score
 from qwench.ops.audio.sounds import Sound, joined
 from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Chose, Finished, Produced, Warned
