@@ -37,7 +37,8 @@ def _ranked(order: dict[str, Any]) -> str:
         for name, what in (("content", "by words"), ("form", "by form"))
         if order[name]["pairs"]
     )
-    return f"ranking      {_share(order['share'], order['interval'])} of {order['pairs']:,} pairs ({parts})"
+    lack = f"; {order['unscored']:,} lack a score and count half" if order["unscored"] else ""
+    return f"ranking      {_share(order['share'], order['interval'])} of {order['pairs']:,} pairs ({parts}{lack})"
 
 
 def _confusion(rows: dict[str, dict[str, int]]) -> Iterator[str]:

@@ -131,6 +131,9 @@ class Judge:
         """
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Nobody waits for an answer any more."""
+
     def draws(self, ready: Sequence[Any], seeds: Sequence[Sequence[int]]) -> list[list[Draw]]:
         """Judgements of several dialogues, one for each of its seeds."""
         raise NotImplementedError

@@ -206,6 +206,11 @@ class Scores(Work):
         """See Work: rows with a label, and controls of each."""
         return {"gold": self.golds, "controls": list(self.options.controls), "samples": self.options.samples}
 
+    def close(self) -> None:
+        """See Work."""
+        if self.judge is not None:
+            self.judge.close()
+
     def remarks(self) -> Iterator[Warned]:
         """See Work."""
         if self.far:

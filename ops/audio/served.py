@@ -53,6 +53,10 @@ class ServedJudge(Judge):
         """See Judge."""
         return {"served": self.name, "server": self.owner, "version": self.version, "audio_part": self.part}
 
+    def close(self) -> None:
+        """See Judge."""
+        self.client.close()
+
     def ready(self, sound: Sound) -> dict[str, Any]:
         """See Judge: the part of the message. A WAV file is sent to the byte, everything else as one."""
         data = base64.b64encode(sound.data or riff.encode(sound.whole, sound.rate)).decode()

@@ -89,12 +89,15 @@ class Job:
         o = self.options
         out = None if o.out == "-" else self.target()
         self.table = self.rows()
-        if out is None or o.dry_run:
-            yield from self._run(None, None)
-            return
-        with kept(out, o.force) as (journal, said):
-            yield from said
-            yield from self._run(out, journal)
+        try:
+            if out is None or o.dry_run:
+                yield from self._run(None, None)
+                return
+            with kept(out, o.force) as (journal, said):
+                yield from said
+                yield from self._run(out, journal)
+        finally:
+            self.work.close()
 
     def rows(self) -> Iterable[Row]:
         """Where the rows come from; gone through several times."""

@@ -94,6 +94,11 @@ class Rewards(Work):
         self.window = WINDOW * self.model.schedule.batch_tokens
         yield from (Chose(name, c.value, c.reason) for name, c in self.model.choices.items())
 
+    def close(self) -> None:
+        """See Work: nobody waits for a server any more."""
+        if self.server is not None:
+            self.server.client.close()
+
     @property
     def named(self) -> str:
         """The model as rows tell it."""

@@ -91,6 +91,9 @@ class Work:
         """
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Let go of what `load` has taken, such as connections that threads wait at; the job is over or broken off."""
+
     def count(self, results: list[Any]) -> dict[str, int]:
         """Numbers that the job sums up."""
         return {}

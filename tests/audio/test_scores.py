@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,6 +218,32 @@ def test_a_server_that_refuses_fails_its_row_alone(manifest: Path) -> None:
         result, rows, warnings = ran(manifest, job={"at_once": 1}, runtime=Runtime(engine=stub.address))
     assert result["failed"] == 1 and rows[0]["failed"].endswith("audio is not supported")
     assert rows[1]["score"] == 1 and any("line 1 failed" in w for w in warnings)
+
+
+def test_an_interrupt_leaves_nobody_waiting_for_a_server(manifest: Path) -> None:
+    gone = threading.Event()
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def silent(handler: Any) -> bool:
+        if stub.flying == 6:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+        return gone.wait(60)
+
+    with serving(Stub(lambda body: "<score>1</score>")) as stub:
+        stub.faults += [silent] * 6
+        before = signal.signal(signal.SIGALRM, stop)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                ran(manifest, runtime=Runtime(engine=stub.address))
+            waiting = [t for t in threading.enumerate() if t.name.startswith("qwench-job")]
+            for thread in waiting:
+                thread.join(10)
+            assert not any(t.is_alive() for t in waiting)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+            gone.set()
 
 
 def test_controls_are_what_they_say(manifest: Path) -> None:
