@@ -91,6 +91,12 @@ def test_a_batch_of_rows_is_its_rows(kind: str, manifest: Path, tmp_path: Path) 
         assert row["prompt"] == "file" and row["witness"] is False and row["revision"]
     # The tiny mixture's words do not hang on the sound; its logits do, see test_omni.
     assert kind == KINDS[1] or any(r["controls"]["silence"]["text"] != r["text"] for r in together)
+
+
+def test_draws_hang_on_the_seed_alone(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("Which?")
+    own = {"model": str(checkpoint(tmp_path / "m", KINDS[0])), "max_tokens": 4}
+    own["prompt_file"] = str(tmp_path / "asked.txt")
     drawn = ran(manifest, **own | (draw := {"job": {"limit": 2}, "samples": 3, "temperature": 1.0, "seed": 3}))[1]
     assert drawn == ran(manifest, **own | draw)[1]
     assert len({s["text"] for s in drawn[0]["samples"]}) > 1 and drawn[0]["text"] == drawn[0]["samples"][0]["text"]
@@ -105,9 +111,9 @@ def test_it_goes_on_after_a_kill(manifest: Path, tmp_path: Path) -> None:
     # Enough that a busy machine does not end before it is killed.
     rows = rows_of(manifest)
     written(manifest, [{**row, "id": f"{row['id']}-{n}"} for n in range(3) for row in rows])
-    own = {"model": str(model), "max_tokens": 16, "batch": 1, "prompt_file": str(asked)}
+    own = {"model": str(model), "max_tokens": 8, "batch": 1, "prompt_file": str(asked)}
     command = [sys.executable, "-m", "qwench.cli.main", "wav", "score", str(manifest), "--model", str(model), "--out"]
-    command += [str(out), "--max-tokens", "16", "--batch", "1", "--device", "cpu"]
+    command += [str(out), "--max-tokens", "8", "--batch", "1", "--device", "cpu"]
     command += ["--prompt-file", str(asked)]
     env = os.environ | {"QWENCH_HOME": str(tmp_path / "home")}
     journal = tmp_path / ".scores.jsonl.job"
@@ -124,7 +130,7 @@ def test_it_goes_on_after_a_kill(manifest: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     ran(manifest, str(whole), **own)
     assert rows_of(out) == rows_of(whole)
-    with pytest.raises(QwenchError, match="max_tokens was 16, is 5"):
+    with pytest.raises(QwenchError, match="max_tokens was 8, is 5"):
         ran(manifest, str(out), **own | {"max_tokens": 5})
     # A sound that has changed since is heard anew.
     (manifest.parent / "q0a0.wav").write_bytes(encode(noise(2, 99), 16_000))
@@ -318,27 +324,27 @@ def test_a_random_judge_is_chance_and_seeded(tmp_path: Path) -> None:
     assert several["stability"]["rows"] == 300 and several["stability"]["spread"] > 1
 
 
-def test_a_text_model_has_no_ears(qwench, manifest: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "config.json").write_text('{"model_type": "qwen3"}')
+def test_a_text_model_has_no_ears(manifest: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text('{"model_type": "qwen3"}')
     save_file({"x": torch.zeros(1)}, tmp_path / "text" / "model.safetensors")
-    done = qwench("wav", "score", manifest, "--model", tmp_path / "text")
-    assert done.returncode == 1 and "has no audio encoder" in done.stderr and "Qwen2.5-Omni" in done.stderr
-    done = qwench("wav", "score", manifest, "--model", "random", "--prompt", "think")
-    assert done.returncode == 2 and "no audio language model, so --prompt would do nothing" in done.stderr
+    with pytest.raises(QwenchError, match="has no audio encoder") as told:
+        ran(manifest, model=str(tmp_path / "text"))
+    assert told.value.code == 1 and "Qwen2.5-Omni" in told.value.hint
 
 
-def test_more_memory_than_there_is_is_told_before_loading(qwench, manifest: Path, tmp_path: Path) -> None:
+def test_more_memory_than_there_is_is_told_before_loading(manifest: Path, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m", KINDS[0])
     head = json.dumps({"x": {"dtype": "F32", "shape": [1 << 41], "data_offsets": [0, 1 << 43]}}).encode()
     (folder / "model.safetensors").unlink()
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         file.truncate(8 + len(head) + (1 << 43))
-    done = qwench("wav", "score", manifest, "--model", folder, "--device", "cpu")
-    assert done.returncode == 1 and "needs 8796.1 GB in float32, and" in done.stderr and "--engine http" in done.stderr
+    with pytest.raises(QwenchError, match=r"needs 8796\.1 GB in float32, and .* GB are free") as told:
+        ran(manifest, model=str(folder))
+    assert told.value.code == 1 and "--engine http" in told.value.hint
 
 
 def test_the_command(qwench, lines, manifest: Path, tmp_path: Path) -> None:
@@ -350,6 +356,8 @@ def test_the_command(qwench, lines, manifest: Path, tmp_path: Path) -> None:
     assert "6 of 6 dialogues have a score" in done.stderr and "of 6 labelled" in done.stdout
     assert "a witness to compare with" in done.stdout and "majority     0.3333" in done.stdout
     assert all(r["witness"] and r["controls"]["order"]["score"] in (1, 3, 5) for r in rows_of(out))
+    done = qwench("wav", "score", manifest, "--model", "random", "--prompt", "think")
+    assert done.returncode == 2 and "no audio language model, so --prompt would do nothing" in done.stderr
     (manifest.parent / "q0a0.wav").unlink()
     done = qwench("wav", "score", manifest, "--model", "random", "--fail-under", "1", "--json", "--keep-going")
     assert done.returncode == 3 and len(lines(done.stdout)) == 6
