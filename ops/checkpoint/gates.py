@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import QwenchError
@@ -119,8 +120,16 @@ def apply_gates(source: Source, config: dict[str, Any], plan: Plan, gate: str | 
         raise QwenchError(f"gates are for Qwen3 checkpoints, and this is `{config.get('model_type')}`: `{source.path}`")
     heads = Heads.of(config)
     queries = [o for o in plan.outputs if o.name.endswith("self_attn.q_proj.weight")]
-    if not queries or any(o.name.endswith("q_proj.bias") for o in plan.outputs):
-        raise QwenchError(f"no attention that gates fit into (q_proj without bias in every layer): `{source.path}`")
+    if not queries:
+        raise QwenchError(f"no attention that gates fit into, with a q_proj in every layer: `{source.path}`")
+    if layout == "stock" and config.get("use_qk_norm") is False:
+        raise QwenchError(
+            f"stock classes norm queries and keys, and this model does not (`use_qk_norm`): `{source.path}`",
+            "--gate-layout fork keeps it as it is",
+        )
+    biases = [o for o in plan.outputs if o.name.endswith("self_attn.q_proj.bias")]
+    if odd := [o for o in biases if o.shape != queries[0].shape[:1]]:
+        raise QwenchError(f"`{odd[0].name}` has the shape {list(odd[0].shape)}, and is no bias of its projection")
     if odd := [o for o in queries if len(o.shape) != 2 or o.shape != queries[0].shape]:
         raise QwenchError(f"`{odd[0].name}` has the shape {list(odd[0].shape)}, and is no projection of its layer")
     had = gate_kind(queries[0].shape[0], heads)
@@ -134,7 +143,7 @@ def apply_gates(source: Source, config: dict[str, Any], plan: Plan, gate: str | 
     rows = write_rows(read_rows(had, was, heads), kind, layout, heads)
     shift = (was == "stock") - (layout == "stock")
     for at, output in enumerate(plan.outputs):
-        if output in queries:
+        if output in queries or output in biases:
             plan.outputs[at] = _rearranged(source, output, rows, had)
         elif had is None and output.name.endswith("self_attn.o_proj.weight"):
             plan.outputs[at] = _changed(source, output, "doubled for gates of 1/2", lambda x: x * 2)
@@ -142,7 +151,7 @@ def apply_gates(source: Source, config: dict[str, Any], plan: Plan, gate: str | 
             _check_shift(source, output, shift, plan)
             words = f"stored {'less' if shift < 0 else 'plus'} one"
             plan.outputs[at] = _changed(source, output, words, lambda x: (x.float() + shift).to(x.dtype))
-    return _config(config, kind, layout)
+    return _config(config, kind, layout, bool(biases))
 
 
 def _rearranged(source: Source, output: Output, rows: list[int], had: str | None) -> Output:
@@ -151,7 +160,7 @@ def _rearranged(source: Source, output: Output, rows: list[int], had: str | None
 
         weight = source.reader.load(output.sources[0])
         where = torch.tensor(rows)
-        step = max(PIECE // weight.shape[1], 1)
+        step = max(PIECE // prod(weight.shape[1:]), 1)
         for first in range(0, len(rows), step):
             index = where[first : first + step]
             part = weight[index.clamp_min(0)]
@@ -159,7 +168,7 @@ def _rearranged(source: Source, output: Output, rows: list[int], had: str | None
             yield from pieces(output.name, part, output.dtype, losses)
 
     words = "gates of zero inserted" if had is None else "query and gate rows put in another order"
-    return replace(output, shape=(len(rows), output.shape[1]), action=words, pieces=make)
+    return replace(output, shape=(len(rows), *output.shape[1:]), action=words, pieces=make)
 
 
 def _changed(source: Source, output: Output, words: str, change: Any) -> Output:
@@ -181,7 +190,7 @@ def _check_shift(source: Source, output: Output, shift: int, plan: Plan) -> None
         plan.notes.append(f"`{output.name}` is rounded by storing it {'less' if shift < 0 else 'plus'} one")
 
 
-def _config(config: dict[str, Any], kind: str, layout: str) -> dict[str, Any]:
+def _config(config: dict[str, Any], kind: str, layout: str, biased: bool) -> dict[str, Any]:
     ours = ("headwise_attn_output_gate", "elementwise_attn_output_gate", "qkv_bias", "use_qk_norm")
     next_ = ("num_experts", "mlp_only_layers", "layer_types", "decoder_sparse_step", "num_experts_per_tok")
     kept = {k: v for k, v in config.items() if k not in (*ours, *next_, "auto_map")}
@@ -199,6 +208,7 @@ def _config(config: dict[str, Any], kind: str, layout: str) -> dict[str, Any]:
             "partial_rotary_factor": 1.0,
             "rope_parameters": rope | {"partial_rotary_factor": 1.0},
             "head_dim": Heads.of(config).width,
+            "attention_bias": biased,
         }
     kept.pop("partial_rotary_factor", None)
     for name in [n for n in kept if n.startswith("linear_") or n in ("full_attention_interval",)]:
@@ -208,8 +218,8 @@ def _config(config: dict[str, Any], kind: str, layout: str) -> dict[str, Any]:
         "architectures": ["Qwen3ForCausalLM"],
         "headwise_attn_output_gate": kind == "headwise",
         "elementwise_attn_output_gate": kind == "elementwise",
-        "qkv_bias": False,
-        "use_qk_norm": True,
+        "qkv_bias": biased,
+        "use_qk_norm": config.get("use_qk_norm", True),
         "rope_theta": rope["rope_theta"],
         "rope_parameters": rope,
     }

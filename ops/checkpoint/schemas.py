@@ -59,6 +59,7 @@ CONFIG = {
     "layer_types": listed(TEXT),
     "id2label": table(),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "attention_bias", "norm_topk_prob"), FLAG),
+    **dict.fromkeys(("use_qk_norm", "qkv_bias", "headwise_attn_output_gate", "elementwise_attn_output_gate"), FLAG),
     **dict.fromkeys(("is_decoder", "bias", "include_prompt", "parscale_prefix_only"), FLAG),
     **dict.fromkeys(("bos_token_id", "pad_token_id", "unk_token_id", "eos_token_id"), TOKENS),
     **dict.fromkeys(("true_token_id", "false_token_id"), whole(0)),

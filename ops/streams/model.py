@@ -31,6 +31,12 @@ def check_family(config: dict[str, Any]) -> None:
         raise QwenchError(
             f"parallel streams are for {', '.join(FAMILIES)}, and the model is `{kind}`", "give such a model"
         )
+    if config.get("use_qk_norm") is False or config.get("qkv_bias"):
+        raise QwenchError(
+            "the model is a gated fork of Qwen3 with biases or without norms of queries and keys, which streams have no "
+            "class for",
+            "give stock Qwen3",
+        )
     if config.get("use_sliding_window") and config.get("sliding_window"):
         raise QwenchError("the model has sliding windows, which its prefixes would fall out of", "give another model")
 

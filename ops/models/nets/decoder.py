@@ -96,9 +96,10 @@ class DecoderEncoder:
         self.device, self.dtype, self.kernels = device, dtype, kernels
         h, ff, d = self.hidden_size, config["intermediate_size"], self.head_dim
         kind = config["model_type"]
-        qk_norm = kind in ("qwen3", "qwen3_moe", STOCK)
+        # The gated fork may go without norms, and has a key of its own for biases.
+        qk_norm = kind in ("qwen3", "qwen3_moe", STOCK) and config.get("use_qk_norm", True)
         # Qwen2 has biases on q, k and v alone, whatever its config says.
-        bias = kind == "qwen2" or config.get("attention_bias", False)
+        bias = kind == "qwen2" or config.get("qkv_bias", config.get("attention_bias", False))
         out_bias = bias and kind != "qwen2"
 
         def take(name: str, *shape: int) -> Tensor:
@@ -116,6 +117,11 @@ class DecoderEncoder:
             rows = matrix({f"{at}{n}_proj.weight": (size, h) for n, size in sizes.items()})
             return rows if order is None else rows[order]
 
+        def projected(at: str) -> Tensor:
+            """And their biases."""
+            found = weights.joined({f"{at}{n}_proj.bias": (size,) for n, size in sizes.items()}, dtype, device)
+            return found if order is None else found[order]
+
         self.words = matrix({"embed_tokens.weight": (config["vocab_size"], h)})
         self.norm = norm("norm.weight", h)
         self.layers: list[dict[str, Any]] = []
@@ -128,10 +134,9 @@ class DecoderEncoder:
         self.gate_rows = len(found[1]) if found else 0
         for i in range(config["num_hidden_layers"]):
             at, mlp = f"layers.{i}.self_attn.", f"layers.{i}.mlp."
-            biases = {f"{at}{n}_proj.bias": (size,) for n, size in sizes.items()}
             self.layers.append(
                 {
-                    "qkv": linear(projection(at), weights.joined(biases, dtype, device) if bias else None),
+                    "qkv": linear(projection(at), projected(at) if bias else None),
                     "qk_norm": self._qk_norm(norm(f"{at}q_norm.weight", d), norm(f"{at}k_norm.weight", d))
                     if qk_norm
                     else None,
