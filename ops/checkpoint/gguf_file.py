@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import QwenchError
 from ..base.fields import Fields
 from .gguf_blocks import PLAIN, kind_of, sizes_of
 from .safetensors_reader import damaged
@@ -121,7 +122,10 @@ class GgufFile:
     def _stored(self, start: int, size: int, name: str, shape: tuple[int, ...], number: int, offset: int) -> Stored:
         kind = kind_of(number)
         if kind is None:
-            raise damaged(self.path, f"`{name}` has the unknown type {number}")
+            raise QwenchError(
+                f"`{name}` is in a block format newer than this version knows, number {number}: `{self.path}`",
+                "update qwench and its `gguf` package, or convert the model from another format",
+            )
         elements, count = (1, PLAIN[kind][1]) if kind in PLAIN else sizes_of(kind)
         if (shape[-1] if shape else 1) % elements:
             raise damaged(self.path, f"rows of `{name}` are not whole blocks")

@@ -30,32 +30,28 @@ IN_BLOCKS = ("q8_0", "q4_0", "q4_1")
 
 
 class GgufReader:
-    """Tensors of a GGUF file; see SafetensorsReader for the interface.
+    """Tensors of a GGUF file, or of all parts of one; see SafetensorsReader for the interface.
 
     Experts that lie in one stack are tensors of their own. Names that llama.cpp's architectures do not share with
     transformers' stay as they are.
 
     Attributes:
-        file: the parsed head.
+        parts: the parsed heads; `file` is the first, which holds the metadata.
         arch: `general.architecture`.
         stored: name -> format on disk, such as `q4_1` or `float32`.
 
     Raises:
-        QwenchError: damaged, or one of several parts.
+        QwenchError: damaged, or parts that are not those of one file.
     """
 
     format = "gguf"
 
     def __init__(self, files: list[Path]) -> None:
-        if len(files) != 1:
-            raise QwenchError(f"a GGUF model is one file, and there are {len(files)}: `{files[0]}`", "give the file")
-        self.file = GgufFile(files[0])
+        self.parts = [GgufFile(file) for file in files]
+        self.file = self.parts[0]
+        self._maps = {part.path: part.map for part in self.parts}
         said = self.file.said
-        if said.get("split.count", 0) > 1:
-            raise QwenchError(
-                f"the GGUF file is one part of {said['split.count']}: `{files[0]}`",
-                "join them: llama-gguf-split --merge",
-            )
+        _belong(self.parts)
         self.arch: str = said.get("general.architecture", "")
         self.metadata = {k: str(v) for k, v in said.items() if not isinstance(v, list)}
         self.infos: dict[str, TensorInfo] = {}
@@ -64,15 +60,15 @@ class GgufReader:
         self._heads: dict[str, int | list[int]] = {}
         if self.arch in PERMUTED and (heads := said.get(f"{self.arch}.attention.head_count")):
             self._heads = {"q": heads, "k": said.get(f"{self.arch}.attention.head_count_kv", heads)}
-        for tensor in self.file.tensors:
-            for name, part in self._parts(tensor):
+        for file, tensor in ((part.path, tensor) for part in self.parts for tensor in part.tensors):
+            for name, made in self._named(tensor):
                 if name in self.infos:
-                    raise QwenchError(f"`{name}` is twice in the file: `{files[0]}`", AGAIN)
-                kind = part.kind if part.kind in PLAIN else "float32"
-                self.infos[name] = TensorInfo(name, part.shape, kind, part.nbytes, files[0], part.offset)
-                self.stored[name] = part.kind
+                    raise QwenchError(f"`{name}` is twice in the file: `{file}`", AGAIN)
+                kind = made.kind if made.kind in PLAIN else "float32"
+                self.infos[name] = TensorInfo(name, made.shape, kind, made.nbytes, file, made.offset)
+                self.stored[name] = made.kind
 
-    def _parts(self, tensor: Stored) -> list[tuple[str, Stored]]:
+    def _named(self, tensor: Stored) -> list[tuple[str, Stored]]:
         name = hf_name(tensor.name) if self.arch in TYPES else None
         if name is None:
             return [(tensor.name, tensor)]
@@ -115,7 +111,7 @@ class GgufReader:
     def _bytes(self, info: TensorInfo) -> Tensor:
         import torch
 
-        return torch.frombuffer(self.file.map, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+        return torch.frombuffer(self._maps[info.file], dtype=torch.uint8, count=info.nbytes, offset=info.offset)
 
     def _in_order(self, name: str, rows: Tensor) -> Tensor:
         """Rows of q and k as transformers has them."""
@@ -136,7 +132,7 @@ class GgufReader:
         first = -(-(info.offset or 0) // mmap.PAGESIZE) * mmap.PAGESIZE
         last = ((info.offset or 0) + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first and hasattr(mmap, "MADV_DONTNEED"):
-            self.file.map.madvise(mmap.MADV_DONTNEED, first, last - first)
+            self._maps[info.file].madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def exact(self) -> str | None:
         """The dtype that says every float of the file: that of its matrices, when its vectors fit into it; else None.
@@ -227,7 +223,7 @@ class GgufReader:
 
     def _tensors_fit(self) -> None:
         """Every tensor has a place in transformers' module; biases come as its flags have them."""
-        if odd := next((t.name for t in self.file.tensors if hf_name(t.name) is None), None):
+        if odd := next((t.name for p in self.parts for t in p.tensors if hf_name(t.name) is None), None):
             raise QwenchError(
                 f"transformers has no name for a tensor of the GGUF file: `{odd}`", "get the model in safetensors"
             )
@@ -249,6 +245,27 @@ class GgufReader:
         """mean, cls, last or rank, when the file says so."""
         said = self.file.said.get(f"{self.arch}.pooling_type")
         return next((name for name, number in POOLING.items() if number == said), None)
+
+
+def _belong(parts: list[GgufFile]) -> None:
+    """Every part is the one that its place says, of as many as there are.
+
+    Raises:
+        QwenchError: one is not.
+    """
+    count = max(parts[0].said.get("split.count", 0), 1)
+    if count != len(parts):
+        raise QwenchError(
+            f"the GGUF file is one part of {count}, and {len(parts)} of that name are there: `{parts[0].path}`",
+            "name the parts MODEL-00001-of-0000N.gguf, as llama.cpp has them",
+        )
+    for number, part in enumerate(parts if count > 1 else ()):
+        said = part.said.get("split.no", 0), part.said.get("split.count", 0)
+        if said != (number, count):
+            raise damaged(part.path, f"it says that it is part {said[0] + 1} of {said[1]}")
+    tensors, held = parts[0].said.get("split.tensors.count"), sum(len(part.tensors) for part in parts)
+    if count > 1 and tensors is not None and tensors != held:
+        raise damaged(parts[0].path, f"its parts have {held} tensors, and it says {tensors}")
 
 
 def permuted(weight: Tensor, heads: int) -> Tensor:

@@ -76,6 +76,9 @@ class Source:
         self.reader: Reader = reader or (self._folder() if path.is_dir() else self._file(path))
         raw = self.reader.raw if isinstance(self.reader, Unquantised) else self.reader
         self.files = sorted({info.file for info in raw.infos.values()})
+        if isinstance(raw, GgufReader):
+            # The first part may hold no tensor.
+            self.files = [part.path for part in raw.parts]
         if reader is None and not as_stored and not isinstance(raw, GgufReader):
             config = read_json(self.folder / "config.json", {})
             said = quantisation(config, self.folder)
@@ -87,14 +90,14 @@ class Source:
     def _file(self, path: Path) -> Reader:
         if not path.is_file():
             raise QwenchError(f"no such checkpoint: `{path}`", "give a folder or a weight file")
+        if path.suffix == ".gguf":
+            return GgufReader(gguf_parts(path))
         if part := shard_of(path):
             self.problems.append(f"the file is part {part[0]} of {part[1]}, not the whole model")
         if path.suffix == ".safetensors":
             return SafetensorsReader([path])
         if path.suffix in (".bin", ".pt", ".pth"):
             return TorchReader([path])
-        if path.suffix == ".gguf":
-            return GgufReader([path])
         raise QwenchError(f"not a weight file this command can read: `{path}`", "give .safetensors, .bin, .pt or .gguf")
 
     def _folder(self) -> Reader:
@@ -193,6 +196,18 @@ class Source:
         used = {f.name for f in self.files}
         found = (p for p in self.folder.iterdir() if p.is_file() and p.suffix in WEIGHT_SUFFIXES)
         return sorted(p.name for p in found if p.name not in used) if self.path.is_dir() else []
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """All parts of a GGUF model, given any of them.
+
+    Raises:
+        QwenchError: one is not there.
+    """
+    files = siblings(path) if shard_of(path) else [path]
+    if gone := [file for file in files if not file.is_file()]:
+        raise QwenchError(f"{len(gone)} of the model's {len(files)} parts are not there, such as `{gone[0]}`", AGAIN)
+    return files
 
 
 def apart(source: Source, out: Path) -> None:

@@ -145,7 +145,8 @@ GGUF = {
     "general.architecture": TEXT,
     "general.name": TEXT,
     "general.alignment": WIDTH,
-    "split.count": whole(0, 65535),
+    **dict.fromkeys(("split.count", "split.no"), whole(0, 65535)),
+    "split.tensors.count": whole(),
     **dict.fromkeys(("*.block_count", "*.expert_count", "*.expert_used_count"), COUNT),
     **dict.fromkeys(("*.context_length", "*.embedding_length", "*.vocab_size"), WIDTH),
     # Some files give these by layer.

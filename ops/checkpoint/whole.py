@@ -65,7 +65,7 @@ def whole(source: Source, config: dict[str, Any], layers: bool = True) -> None:
     Raises:
         QwenchError: a lone shard, or one without all of its layers.
     """
-    if source.path.is_file() and (part := shard_of(source.path)):
+    if source.path.is_file() and len(source.files) == 1 and (part := shard_of(source.path)):
         raise QwenchError(
             f"the file is part {part[0]} of {part[1]}, not the whole model: `{source.path}`", "give the folder"
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..base.errors import QwenchError
 from ..base.paths import local
-from ..checkpoint.reader import Reader, Source
+from ..checkpoint.reader import Reader, Source, gguf_parts
 from ..checkpoint.sidecars import read_json
 from ..checkpoint.tensors import CODES, TensorInfo
 from .hub_errors import hub_error
@@ -68,7 +68,8 @@ def resolve(name: str, revision: str | None = None, offline: bool = False) -> Ch
     """
     path = Path(local(name, "the model")).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return Checkpoint(name, path, "gguf", sampled([path]))
+        parts = gguf_parts(path)
+        return Checkpoint(name, parts[0], "gguf", sampled(parts))
     if path.is_dir():
         if revision:
             raise QwenchError(f"--revision is for hub ids, and this is a local folder: `{name}`", code=2)

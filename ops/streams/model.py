@@ -33,8 +33,8 @@ def check_family(config: dict[str, Any]) -> None:
         )
     if config.get("use_qk_norm") is False or config.get("qkv_bias"):
         raise QwenchError(
-            "the model is a gated fork of Qwen3 with biases or without norms of queries and keys, which streams have no "
-            "class for",
+            "the model is a gated fork of Qwen3 with biases or without norms of queries and keys, which no class with "
+            "streams has",
             "give stock Qwen3",
         )
     if config.get("use_sliding_window") and config.get("sliding_window"):
