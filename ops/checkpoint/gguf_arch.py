@@ -12,6 +12,7 @@ from ..base.errors import QwenchError
 from ..base.fields import Fields
 from .account import Account
 from .gguf_keys import CONFIG, ROPE, silent_in_config
+from .rope_factors import USUAL
 from .schemas import GGUF
 
 #: transformers' model_type -> general.architecture
@@ -131,7 +132,7 @@ def settings_of(config: dict[str, Any], vocab: int, notes: list[str]) -> dict[st
         "rope.dimension_count": head_dim,
         "vocab_size": vocab,
     }
-    found |= _rope_settings(Account(rope, "the rope scaling of config.json"), notes)
+    found |= _rope_settings(Account(rope, "the rope scaling of config.json"), arch, notes)
     if arch == "qwen3moe":
         if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
             raise QwenchError("dense layers among expert layers cannot be written to GGUF here")
@@ -153,14 +154,20 @@ def names_of(keys: list[str]) -> str:
     return ", ".join(f"`{k}`" for k in keys[:12]) + more
 
 
-def _rope_settings(rope: Account, notes: list[str]) -> dict[str, Any]:
-    """`rope.scaling.*`; of YaRN the attention factor, which llama.cpp multiplies with its own 1 + 0.1 ln(factor)."""
+def _rope_settings(rope: Account, arch: str, notes: list[str]) -> dict[str, Any]:
+    """`rope.scaling.*`; of YaRN the attention factor, which llama.cpp multiplies with its own 1 + 0.1 ln(factor).
+
+    Llama 3's is a tensor (see `rope_factors`), which llama.cpp reads for that family alone.
+    """
     scaling = rope.get("rope_type") or rope.get("type") or "default"
     rope.read |= {"type", "rope_theta"}
-    if scaling not in ("default", "yarn", "linear"):
+    divisors = scaling == "llama3" and arch == "llama"
+    for key in ("factor", *USUAL) if divisors else ():
+        rope.need(key)
+    if scaling not in ("default", "yarn", "linear") and not divisors:
         raise QwenchError(f"rope scaling `{scaling}` cannot be written to GGUF here", "keep it in safetensors")
     found: dict[str, Any] = {}
-    if scaling != "default":
+    if scaling != "default" and not divisors:
         factor = float(rope.need("factor"))
         found |= {"rope.scaling.type": scaling, "rope.scaling.factor": factor}
         if original := rope.get("original_max_position_embeddings"):

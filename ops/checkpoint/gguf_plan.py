@@ -17,6 +17,8 @@ from .gguf_tokenizer import lists_from
 from .layout import EMBEDDING, PREFIX
 from .plan import Output, Plan, Shard
 from .reader import Source
+from .rope_factors import NAME as DIVISORS
+from .rope_factors import factors
 from .schemas import fields_of
 from .sidecars import TEMPLATES, json_of
 from .tensors import torch_dtype
@@ -78,6 +80,9 @@ def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file
         _output(name, [parts[i] for i in sorted(parts)], "_exps." in name, dtype, plan.notes, _heads(arch, name, heads))
         for name, parts in stacks.items()
     ]
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type")) == "llama3":
+        plan.outputs.append(_divisors(rope, said, arch))
     said |= {
         "general.type": "model",
         "general.name": source.path.resolve().stem if source.path.is_file() else source.path.resolve().name,
@@ -104,6 +109,13 @@ def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file
     plan.left = sorted({*plan.left, *(n for n in plan.copies if n not in inside and not n.startswith(TEMPLATES))})
     plan.copies = []
     plan.shards = [Shard(file, plan.outputs, said)]
+
+
+def _divisors(rope: dict[str, Any], said: dict[str, Any], arch: str) -> Output:
+    """Llama 3's rotary scaling as the tensor that llama.cpp reads."""
+    made = factors(rope, said[f"{arch}.rope.dimension_count"], said[f"{arch}.rope.freq_base"])
+    words = "made of the rope scaling of config.json"
+    return Output(DIVISORS, tuple(made.shape), "float32", (), words, lambda losses: iter([made]))
 
 
 def _file_type(outputs: list[Output]) -> int | None:

@@ -16,6 +16,8 @@ from .gguf_blocks import PLAIN, Blocks, decode, torch_of, with_offsets
 from .gguf_file import GgufFile, Stored
 from .gguf_keys import GGUF, SILENT_GGUF, SILENT_TEXTS, STRUCTURE
 from .gguf_tokenizer import files_of
+from .rope_factors import NAME as DIVISORS
+from .rope_factors import scaling_of
 from .safetensors_reader import AGAIN, damaged
 from .schemas import CONFIG
 from .tensors import TensorInfo
@@ -57,6 +59,7 @@ class GgufReader:
         self.infos: dict[str, TensorInfo] = {}
         self.stored: dict[str, str] = {}
         self._config: dict[str, Any] | None = None
+        self._divisors: TensorInfo | None = None
         self._heads: dict[str, int | list[int]] = {}
         if self.arch in PERMUTED and (heads := said.get(f"{self.arch}.attention.head_count")):
             self._heads = {"q": heads, "k": said.get(f"{self.arch}.attention.head_count_kv", heads)}
@@ -65,7 +68,12 @@ class GgufReader:
                 if name in self.infos:
                     raise QwenchError(f"`{name}` is twice in the file: `{file}`", AGAIN)
                 kind = made.kind if made.kind in PLAIN else "float32"
-                self.infos[name] = TensorInfo(name, made.shape, kind, made.nbytes, file, made.offset)
+                info = TensorInfo(name, made.shape, kind, made.nbytes, file, made.offset)
+                if name == DIVISORS and self.arch in TYPES:
+                    # No weight, but how positions are scaled: the config says it.
+                    self._divisors = info
+                    continue
+                self.infos[name] = info
                 self.stored[name] = made.kind
 
     def _named(self, tensor: Stored) -> list[tuple[str, Stored]]:
@@ -178,8 +186,6 @@ class GgufReader:
         for name in ("model.embed_tokens.weight", "lm_head.weight", "score.weight"):
             if name in self.infos and len(self.infos[name].shape) != 2:
                 raise damaged(self.file.path, f"`{name}` is no matrix but of shape {list(self.infos[name].shape)}")
-        if "rope_freqs.weight" in self.infos:
-            raise QwenchError("Llama 3's rope factors cannot be rebuilt from GGUF", "get the model in safetensors")
         biases = {b for n in self.infos if _LAYER.match(n) and n.endswith(".bias") for b in n.split(".")[3:4]}
         config, _ = config_of(
             self.file.said,
@@ -192,6 +198,13 @@ class GgufReader:
         if "score.weight" in self.infos:
             labels = self.infos["score.weight"].shape[0]
             config |= {"num_labels": labels, "id2label": {str(i): f"LABEL_{i}" for i in range(labels)}}
+        if self._divisors:
+            if config.get("rope_scaling") or self._divisors.dtype != "float32":
+                raise damaged(self.file.path, f"it scales positions in two ways, by `{DIVISORS}` and by its settings")
+            found = self._bytes(self._divisors).view(torch_of("float32")) if self._divisors.nbytes else None
+            if found is None or len(found) != config["head_dim"] // 2:
+                raise damaged(self.file.path, f"`{DIVISORS}` is of shape {list(self._divisors.shape)}")
+            config["rope_scaling"] = scaling_of(found, config["rope_theta"], self.file.path)
         return config
 
     def sides(self) -> dict[str, bytes]:
@@ -223,7 +236,8 @@ class GgufReader:
 
     def _tensors_fit(self) -> None:
         """Every tensor has a place in transformers' module; biases come as its flags have them."""
-        if odd := next((t.name for p in self.parts for t in p.tensors if hf_name(t.name) is None), None):
+        names = (tensor.name for part in self.parts for tensor in part.tensors)
+        if odd := next((name for name in names if name != DIVISORS and hf_name(name) is None), None):
             raise QwenchError(
                 f"transformers has no name for a tensor of the GGUF file: `{odd}`", "get the model in safetensors"
             )
