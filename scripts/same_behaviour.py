@@ -110,7 +110,7 @@ def run(line: str, checkout: Path, start: Path, work: Path) -> tuple[int, str, d
         script += "qwench convert a gated --gate headwise -q\n"
     before = snapshot(place)
     done = subprocess.run(
-        ["bash", "-c", script + line], cwd=place, env=env, capture_output=True, text=True, timeout=600
+        ["bash", "-c", script + line], cwd=place, env=env, capture_output=True, text=True, timeout=1800
     )
     new = {n: h for n, h in snapshot(place).items() if before.get(n) != h and ".lance/" not in n}
     return done.returncode, CLOCK.sub("N", done.stdout), new
