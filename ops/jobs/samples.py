@@ -56,7 +56,7 @@ class Samples(Prompts):
             raise QwenchError("--n must be at least 1", code=2)
         super().__init__(options.chat, options.n)
         self.options = options
-        self.before += _shots(options.shots) if options.shots else []
+        self.before += shots_of(options.shots) if options.shots else []
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -92,8 +92,12 @@ class Samples(Prompts):
         return found | ({"logprobs": turn.logprobs} if self.options.chat.logprobs is not None else {})
 
 
-def _shots(name: str) -> list[dict[str, Any]]:
-    """Messages of examples."""
+def shots_of(name: str) -> list[dict[str, Any]]:
+    """Messages of a file of examples.
+
+    Raises:
+        QwenchError: it cannot be read, or holds none.
+    """
     found: list[dict[str, Any]] = []
     for row in Table(name):
         try:

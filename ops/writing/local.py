@@ -14,6 +14,7 @@ from ..base.runtime import Runtime
 from ..kernels.choose import prepared
 from ..models.device import pick_threads
 from ..models.hub import Checkpoint, resolve
+from ..models.tokenizer import TextTokenizer
 from .generate import Generator
 from .likelihood import of_continuations, of_text
 from .load import load_causal
@@ -129,6 +130,11 @@ class LocalWriter:
     def models(self) -> list[str]:
         """See Writer."""
         return [self.name]
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """See Writer."""
+        return self.loaded.tokenizer
 
     def prepare(self, ask: Ask) -> Request:
         """See Writer: messages as ids, with the limits that apply.

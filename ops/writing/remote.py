@@ -18,6 +18,7 @@ from ..base.errors import QwenchError
 from ..base.events import Chose, Events, Started, Warned
 from ..base.runtime import Runtime
 from ..models.texts import texts_at, texts_here
+from ..models.tokenizer import TextTokenizer
 from .asking import LONGEST, Asked, Asking
 from .exchange import Exchange
 from .http import Client, Patience
@@ -105,6 +106,11 @@ class RemoteWriter:
     def models(self) -> list[str]:
         """See Writer: what the server serves."""
         return list(self._served.models)
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """See Writer."""
+        return self._asking.texts.tokenizer if self._asking.texts else None
 
     @property
     def context(self) -> int:

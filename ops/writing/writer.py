@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from ..base.errors import QwenchError
 from ..base.events import Events
+from ..models.tokenizer import TextTokenizer
 from .sampling import Sampling
 from .thinking import STOPS
 
@@ -246,6 +247,11 @@ class Writer(Protocol):
 
     @property
     def models(self) -> Sequence[str]: ...
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """Of the model, None where it is not known."""
+        ...
 
     def load(self) -> Events:
         """Make ready to write, with the choices made; yields Chose and Warned.
