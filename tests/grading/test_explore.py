@@ -16,6 +16,7 @@ from qwench.ops.base.events import Finished, Produced
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.explore import ExploreOptions, RowsOptions, rows, run
 from qwench.ops.grading.explore.questions import STYLES
+from qwench.ops.writing.local import LocalWriter
 from qwench.ops.writing.session import ChatOptions
 
 from tests.tiny import byte_decoder, chat_tokenizer
@@ -133,7 +134,7 @@ def test_bad_questions(folder: Path, tmp_path: Path):
         for bad, why in (
             ([*QUESTIONS, QUESTIONS[1]], "line 6 repeats the id `q1`"),
             ([{"question": "Q2"}], "line 1: there is no answer"),
-            ([{"question": "Q2", "answer": "x"}], "line 1: the answer cannot be read by --verifier number"),
+            ([{"question": "Q2", "answer": "x"}], "line 1: the answer cannot be read by the verifier number"),
             ([{"answer": "7"}], "line 1: there is neither a prompt nor messages"),
         ):
             with pytest.raises(QwenchError, match=why):
@@ -152,12 +153,29 @@ def test_servers_with_faults(folder: Path, tmp_path: Path):
         handler.send(429, {"error": "later"}, Retry_After="0")
         return True
 
+    def gone(handler: Any) -> bool:
+        handler.send(503, {"error": "away"}, Retry_After="90000")
+        return True
+
     with serving(Stub(scripted)) as stub:
         want, _ = explored(stub, folder, tmp_path, "want", QUESTIONS)
         stub.choices = False
-        found, result = explored(stub, folder, tmp_path, "alone", QUESTIONS)
+        # More slots than one: all samples in one request where the server has several choices, and it has not.
+        found, result = explored(stub, folder, tmp_path, "alone", QUESTIONS, slots=8)
         assert found == want and result["failed"] == 0
         stub.choices = True
+        stub.requests.clear()
+        found, _ = explored(stub, folder, tmp_path, "choices", QUESTIONS, slots=8)
+        assert {body["n"] for body in stub.posts() if body["max_tokens"] == 200} == {8}
+        assert [row["n"] for row in found] == [8 if row["state"] == 0 else 4 for row in found]
+        # A request that fails is no wrong answer: its question is left out, and asked again by the same command.
+        stub.faults = [*[lambda handler: False] * 11, gone]
+        found, result = explored(stub, folder, tmp_path, "gone", QUESTIONS, concurrency=1)
+        assert not stub.faults and result["failed"] == 1
+        lost = {row["id"] for row in want} - {row["id"] for row in found}
+        assert len(lost) == 1 and found == [row for row in want if row["id"] not in lost]
+        found, result = explored(stub, folder, tmp_path, "gone", QUESTIONS, concurrency=1)
+        assert found == want and result["failed"] == 0 and result["done"] == 4
         stub.faults = [*[lambda handler: False] * 8, busy]
         found, _ = explored(stub, folder, tmp_path, "busy", QUESTIONS)
         assert found == want and not stub.faults
@@ -166,14 +184,32 @@ def test_servers_with_faults(folder: Path, tmp_path: Path):
             explored(stub, folder, tmp_path, "wrapped", QUESTIONS)
 
 
-def test_ids_here_whatever_is_drawn_beside_them(folder: Path, tmp_path: Path):
-    """A tiny model's noise, judged by a program that looks for a vowel."""
-    judge = """command:grep -qi '"text": "[^"]*[aeiou0-9].*", "answer'"""
-    own = {"verifier": judge, "split": "tokens", "states": 3, "root_n": 6, "n": 4, "max_tokens": 5}
+def test_ids_here_whatever_is_drawn_beside_them(tmp_path: Path):
+    """A tiny model's noise that soon ends, judged by a program that looks for some letters."""
+    folder = byte_decoder(tmp_path / "soon", max_position_embeddings=4096, eos_token_id=[256, *range(0, 272, 16)])
+    chat_tokenizer(folder)
+    judge = """command:grep -qE '"text": "[^"]*[hjkxyzQJK]'"""
+    own = {"verifier": judge, "split": "tokens", "states": 3, "root_n": 6, "n": 4, "max_tokens": 60}
     here = Stub()
     here.address = "torch"
-    found, other = (explored(here, folder, tmp_path, f"here{s}", QUESTIONS[:3], slots=s, **own)[0] for s in (1, 8))
-    assert found == other and any(row["state"] for row in found)
+    found, other = (explored(here, folder, tmp_path, f"here{s}", QUESTIONS[:4], slots=s, **own)[0] for s in (1, 8))
+    turned, _ = explored(here, folder, tmp_path, "turned", QUESTIONS[3::-1], slots=3, **own)
+    assert found == other and sum(row["state"] > 0 for row in found) > 2
+    assert sorted(turned, key=lambda row: (row["id"], row["state"])) == found
+    # A server that runs the same model says the same.
+    local = LocalWriter(str(folder), Runtime(device="cpu", engine="torch"))
+    list(local.load())
+    with serving(Stub(local)) as stub:
+        there, _ = explored(stub, folder, tmp_path, "there", QUESTIONS[:4], **own)
+    assert len(there) >= 4
+    for one, other in zip(*([row for row in some if not row["state"]] for some in (found, there)), strict=True):
+        # An answer's first blanks are no part of what a server is said to have told.
+        told = [
+            [(s["text"].lstrip(), s["verdict"], s["right"], s["finish"], s["seed"]) for s in row["samples"]]
+            for row in (one, other)
+        ]
+        assert told[0] == told[1]
+        assert one["value"] == other["value"] and one["prompt"] == other["prompt"]
     for row in found:
         whole = next(r for r in found if r["id"] == row["id"])
         if row["state"]:
@@ -219,8 +255,13 @@ def test_rows_of_every_form(folder: Path, tmp_path: Path, qwench: Any, lines: An
     said = [(row["prompt"], row["completion"]) for row in sft]
     assert len(set(said)) == len(said) and all("=7" in text for _, text in said) and counts["duplicates"] > 0
     balanced, _ = made("group", keep="0,1.1", balance=True)
-    kinds = [at[row["prompt"]]["hit"]["right"] for row in balanced]
-    assert kinds.count(True) == kinds.count(False) > 0
+    # As many states of both kinds are drawn; those of them that are all alike give no row.
+    _, counts = made("group", keep="0,1.1", balance=True)
+    kinds = [row["hit"]["right"] for row in states if 0 < row["value"] < 1.1 and row["hit"]]
+    assert counts["unbalanced"] == abs(kinds.count(True) - kinds.count(False)) + sum(
+        r["hit"] is None for r in states if r["value"] > 0
+    )
+    assert len(balanced) + counts["alike"] == 2 * min(kinds.count(True), kinds.count(False)) > 0
     done = qwench("explore", "rows", tmp_path / "a.jsonl", "--form", "group", "--keep", "0.7,0.3")
     assert done.returncode == 2 and "a lower and a higher value" in done.stderr
     done = qwench("explore", "rows", tmp_path / "a.jsonl", "--form", "dpo")
@@ -254,11 +295,12 @@ def test_the_same_after_a_kill(folder: Path, tmp_path: Path, qwench: Any):
     with serving(Stub(slow)) as stub:
         how = ["explore", "run", where, "--engine", stub.address, "--tokenizer", folder, "--split", "lines"]
         how += ["--root-n", "8", "--n", "4", "--max-tokens", "200", "--concurrency", "2", "--baseline", "root"]
-        done = qwench(*how, "--out", tmp_path / "want.jsonl", "--json")
-        assert done.returncode == 0, done.stderr
+        how += ["--seed", "3"]
+        done = qwench(*how, "--out", tmp_path / "want.jsonl")
+        assert done.returncode == 0 and "too easy" in done.stdout and "at equal tokens" in done.stdout, done.stderr
+        told = done.stdout
         command = [sys.executable, "-m", "qwench.cli.main", *map(str, how), "--out", str(tmp_path / "out.jsonl"), "-q"]
         journal = tmp_path / ".out.jsonl.job"
-        command += ["--seed", "0"]
         child = subprocess.Popen(command, stderr=subprocess.PIPE)
         while child.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < 3):
             time.sleep(0.005)
@@ -267,7 +309,7 @@ def test_the_same_after_a_kill(folder: Path, tmp_path: Path, qwench: Any):
         assert not (tmp_path / "out.jsonl").exists()
         done = qwench(*how, "--out", tmp_path / "out.jsonl")
         assert done.returncode == 0 and "of them were done before" in done.stderr, done.stderr
-        assert "5 questions: 1 too easy, 1 too hard" in done.stdout and "at equal tokens" in done.stdout
+        assert done.stdout == told
         assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "want.jsonl").read_bytes()
         done = qwench(*how, "--out", tmp_path / "out.jsonl", "--threshold", "0.6")
         assert done.returncode == 1 and "threshold was 0.5, is 0.6" in done.stderr
