@@ -22,7 +22,7 @@ examples:
   qwench explore rows run.jsonl --form pairs --keep 0.1,1.1 --balance --out pairs.parquet
   qwench explore rows run.jsonl --form stepwise | head -3
 """
-STYLES = ("template", "qwen", "qwenmath", "acemath", "llama3", "mistral", "metamath")
+STYLES = ("template", "bare", "qwen", "qwenmath", "acemath", "llama3", "mistral", "metamath")
 
 
 def run(
@@ -52,7 +52,11 @@ def run(
     ] = 0.5,
     solved: Annotated[float, typer.Option(help="From it on a question is dropped.")] = 0.99,
     prompt_style: Annotated[
-        str, typer.Option(help="template, or one of the paper's models.", autocompletion=choices(*STYLES))
+        str,
+        typer.Option(
+            help="template, bare (nothing after the question), or a model of the paper's.",
+            autocompletion=choices(*STYLES),
+        ),
     ] = "template",
     verifier: Annotated[
         str,

@@ -16,6 +16,7 @@ from . import (
     diff,
     embed,
     explore,
+    explore_train,
     gates,
     inspect,
     merge,
@@ -60,6 +61,7 @@ COMMANDS = (
     Command(("parscale-law",), parscale_law.parscale_law, parscale_law.EPILOG, "Train"),
     Command(("explore", "run"), explore.run, explore.RUN_EPILOG, "Train"),
     Command(("explore", "rows"), explore.rows, explore.ROWS_EPILOG, "Train"),
+    Command(("explore", "train"), explore_train.train, explore_train.EPILOG, "Train"),
     Command(("reward", "score"), reward.score, reward.SCORE_EPILOG, "Judge"),
     Command(("reward", "eval"), reward.evaluate, reward.EVAL_EPILOG, "Judge"),
     Command(("reward", "best-of"), reward.best_of, reward.BEST_EPILOG, "Judge"),
@@ -85,7 +87,7 @@ COMMANDS = (
 #: what --help says of a group of commands, by its name
 GROUPS: dict[str, str] = {
     "reward": "Reward models: scored, measured, trained.",
-    "explore": "Hit-guided exploration after MARGE: solutions gone on with, rows to train on.",
+    "explore": "Hit-guided exploration after MARGE: solutions gone on with, rows to train on, training.",
     "polymath": "Maths in 18 languages: ask, score, show the prompts.",
     "reliability": "How far sampled answers can be believed.",
     "mtr": "Forty games of many turns: made, played, scored.",

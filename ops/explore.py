@@ -1,4 +1,4 @@
-"""The door of `qwench explore`: solutions gone on with from their states, and rows to train on."""
+"""The door of `qwench explore`: solutions gone on with from their states, rows to train on, and training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from .grading.explore import rows as making
 from .grading.explore import run as running
 from .grading.explore.rows import RowsOptions
 from .grading.explore.run import ExploreOptions
+from .training.preference_train import PreferenceOptions, PreferenceTraining
+from .training.ranks import rank
 
-__all__ = ["ExploreOptions", "RowsOptions", "rows", "run"]
+__all__ = ["ExploreOptions", "PreferenceOptions", "RowsOptions", "rank", "rows", "run", "train"]
 
 
 def run(options: ExploreOptions, stdin: BinaryIO | None = None) -> Events:
@@ -21,3 +23,12 @@ def run(options: ExploreOptions, stdin: BinaryIO | None = None) -> Events:
 def rows(options: RowsOptions, stdin: BinaryIO | None = None) -> Events:
     """Rows of a run; see `grading.explore.rows`."""
     yield from making.rows(options, stdin)
+
+
+def train(options: PreferenceOptions, stdin: BinaryIO | None = None) -> Events:
+    """Train a model on rows of its run; see `PreferenceTraining`.
+
+    Raises:
+        QwenchError: see there.
+    """
+    yield from PreferenceTraining(options).run(stdin)

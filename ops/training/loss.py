@@ -1,4 +1,4 @@
-"""Language head and cross-entropy in one step, a few tokens at a time."""
+"""Language head and log-probabilities in one step, a few tokens at a time."""
 
 from __future__ import annotations
 
@@ -23,6 +23,23 @@ def token_losses(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
             for h, y in zip(hidden.split(step), labels.split(step), strict=True)
         ]
     return torch.cat(parts)
+
+
+def token_logprobs(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of every token in nats, with gradients: hidden (N, H), head (V, H), labels (N,) -> (N,) float32.
+
+    Logits are computed once more for the gradient, chunk by chunk, so that (N, V) never exist as a whole.
+    """
+    import torch
+    from torch.nn import functional as F
+    from torch.utils.checkpoint import checkpoint
+
+    def part(h: Tensor, y: Tensor) -> Tensor:
+        return -F.cross_entropy(F.linear(h, head.to(h.dtype)).float(), y, reduction="none")
+
+    step = max(ROOM // len(head), 1)
+    pieces = zip(hidden.split(step), labels.split(step), strict=True)
+    return torch.cat([checkpoint(part, h, y, use_reentrant=False) for h, y in pieces])
 
 
 def head_loss(hidden: Tensor, head: Tensor, labels: Tensor) -> Tensor:

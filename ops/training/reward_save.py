@@ -71,13 +71,22 @@ def save_checkpoint(
     own = [o for o in plan.outputs if o.name != LM_HEAD and not o.name.startswith("score.")]
     if trained and (lost := sorted({o.name for o in own} ^ set(trained))):
         raise QwenchError(f"a trained tensor does not fit the checkpoint: `{lost[0]}`", "please report it")
-    plan.outputs = [_trained(o, trained[o.name]) if o.name in trained else o for o in own]
+    plan.outputs = [retrained(o, trained[o.name]) if o.name in trained else o for o in own]
     plan.outputs += [_added(n, t.cpu().contiguous()) for n, t in head.tensors.items()]
     told = {"architectures": [architecture(config, kind)], "num_labels": 1}
     told |= {"id2label": {"0": "reward"}, "label2id": {"reward": 0}}
     gone = ("auto_map", "pad_token_id") if kind == "mlp" else ("auto_map",)
     plan.side["config.json"] = as_json({k: v for k, v in config.items() if k not in gone} | told)
     plan.side |= {CARD: card(report).encode(), REPORT: as_json(report), VALIDATION: validation}
+    yield from written(plan, source, out, report, force)
+
+
+def written(plan: Plan, source: Source, out: Path, report: dict[str, Any], force: bool) -> Iterator[Event]:
+    """Write a folder, whole or not at all, as a plan has it; `report` says what it is of.
+
+    Raises:
+        QwenchError: disk too small.
+    """
     plan.copies = [n for n in plan.copies if n not in plan.side]
     plan.shards = shards_of(plan.outputs, parse_size("5GB"), "model", ".safetensors")
     staging = Staging(out, json.dumps(report, sort_keys=True), resume=True, force=force, files=plan.files)
@@ -95,7 +104,8 @@ def _added(name: str, tensor: Tensor) -> Output:
     return Output(name, tuple(tensor.shape), "float32", (), "trained", made)
 
 
-def _trained(output: Output, tensor: Tensor) -> Output:
+def retrained(output: Output, tensor: Tensor) -> Output:
+    """An output with another tensor, stored as it was."""
     made = lambda losses: pieces(output.name, tensor, output.dtype, losses)  # noqa: E731
     return replace(output, action="trained", pieces=made)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..base.atomic import remove, replacing, write
-from ..base.errors import QwenchError
 from ..base.events import Chose, Events, Finished, Started
 from ..models.device import pick_device, pick_threads
 from ..models.nets.generic import complete_model
 from ..models.reward_heads import RewardHead
+from .lora import adapters, merged
 from .options import Feed, TrainOptions, trained_state
 from .precision import training_dtype
 from .ranks import first, rank
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from .reward_train import RewardTraining
 
-#: products that low-rank adapters are put beside
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BEST, STATE = "best.json", "best.safetensors"
 
 
@@ -139,22 +137,10 @@ def _module(run: RewardTraining, numbers: str, device: str) -> Any:
     model, _ = complete_model("AutoModel", run.base.checkpoint.path, kind)
     torch.manual_seed(o.seed)
     if not whole:
-        _adapters(model, o.lora_rank)
+        adapters(model, o.lora_rank)
     size = model.config.hidden_size
     head = fresh_head(run.o.head_options(run.kind), size, run.start, torch.zeros(size), torch.ones(size))
     return pair_model(model, head, o.center).to(device)
-
-
-def _adapters(model: nn.Module, rank_: int) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise QwenchError("--method lora needs the `peft` library", "pip install 'qwench[train]'") from None
-    inject_adapter_in_model(LoraConfig(r=rank_, lora_alpha=2 * rank_, target_modules=list(TARGETS)), model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
 
 
 def _options(run: RewardTraining, count: int, device: str, numbers: str, threads: int) -> TrainOptions:
@@ -224,19 +210,5 @@ class _Best:
 
 
 def _parts(module: Any) -> tuple[RewardHead, dict[str, Tensor]]:
-    """(the head, the decoder's tensors by the names of a checkpoint), adapters merged."""
-    try:
-        from peft.tuners.lora import LoraLayer
-    except ImportError:
-        merged: tuple[type, ...] = ()
-    else:
-        merged = (LoraLayer,)
-    for layer in module.model.modules():
-        if isinstance(layer, merged):
-            layer.merge()
-    tensors = {
-        f"model.{name.replace('.base_layer', '')}": tensor.detach().cpu().contiguous()
-        for name, tensor in module.model.state_dict().items()
-        if "lora_" not in name
-    }
-    return head_of(module.head), tensors
+    """(the head, the decoder's tensors by the names of a checkpoint)."""
+    return head_of(module.head), {f"model.{name}": tensor for name, tensor in merged(module.model).items()}

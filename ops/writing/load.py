@@ -101,7 +101,7 @@ def load_causal(
             checkpoint, long or config, where.value, r.dtype, r.quantize, slots, streams, fast.value
         )
         fast = for_dtype(fast, numbers.value)
-    ends = _ends(config, files, tokenizer)
+    ends = ends_of(config, files, tokenizer)
     factor = long["rope_parameters"]["factor"] if long else 0
     return Chatty(runner, running, tokenizer, ChatTemplate.read(files), ends, where, numbers, fast, factor)
 
@@ -120,7 +120,7 @@ def _slower(source: Source, config: dict[str, Any], kernels: str) -> str | None:
     return None
 
 
-def _ends(config: dict[str, Any], files: dict[str, bytes], tokenizer: TextTokenizer) -> list[int]:
+def ends_of(config: dict[str, Any], files: dict[str, bytes], tokenizer: TextTokenizer) -> list[int]:
     """eos of the generation config, else of the config, and the end-of-turn token of ChatML."""
     own = json_of(files.get("generation_config.json", b"{}"), "generation_config.json")
     said = own.get("eos_token_id", config.get("eos_token_id"))

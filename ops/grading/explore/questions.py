@@ -15,7 +15,9 @@ from ...text.rows import Malformed
 from ...writing.many import messages_of
 from .verify import Verifier
 
-#: what follows a question, in the prompts of all styles but one
+#: styles that are the model's own template: with the sentence after the question, or with nothing
+OWN = ("template", "bare")
+#: what follows a question, in the prompts of most styles
 SENTENCE = r"Please reason step by step, and put your final answer within \boxed{}."
 _CHATML = "<|im_start|>system\n%s<|im_end|>\n<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"
 #: name -> prompt, of which `{query}` is replaced; the first three sentences of a system have no full stop
@@ -45,8 +47,8 @@ def check_style(style: str, tokenizer: TextTokenizer | None) -> None:
     Raises:
         QwenchError: an unknown style, or one whose marks the tokenizer lacks.
     """
-    if style != "template" and style not in STYLES:
-        raise QwenchError(f"unknown --prompt-style: `{style}`", f"use template, {', '.join(STYLES)}", code=2)
+    if style not in (*OWN, *STYLES):
+        raise QwenchError(f"unknown --prompt-style: `{style}`", f"use {', '.join((*OWN, *STYLES))}", code=2)
     for mark in MARKS.get(style, ()) if tokenizer is not None else ():
         # Older Mistral models have their marks as plain text.
         if style != "mistral" and tokenizer.backend.token_to_id(mark) is None:
@@ -72,7 +74,7 @@ def question_of(row: dict[str, Any], verifier: Verifier, style: str) -> Question
     """
     own = row if row.get("messages") is not None or "query" not in row else row | {"question": row["query"]}
     messages = messages_of(own)
-    if style != "template" and (len(messages) > 1 or messages[0]["role"] != "user"):
+    if style not in OWN and (len(messages) > 1 or messages[0]["role"] != "user"):
         raise QwenchError(f"--prompt-style {style} has one question, and the row has a conversation")
     if messages[-1]["role"] != "user":
         raise QwenchError("the last message is not the user's", "give the question last")
@@ -84,10 +86,10 @@ def question_of(row: dict[str, Any], verifier: Verifier, style: str) -> Question
 
 
 def asked(question: Question, style: str, before: list[dict[str, Any]]) -> dict[str, Any]:
-    """The prompt of an Ask: messages with the sentence at their end, or a text by one of STYLES."""
-    if style == "template":
+    """The prompt of an Ask: messages, with the sentence at their end or without, or a text by one of STYLES."""
+    if style in OWN:
         last = question.messages[-1]
-        more = last | {"content": f"{last['content']}\n{SENTENCE}"}
+        more = last | {"content": f"{last['content']}\n{SENTENCE}"} if style == "template" else last
         return {"messages": (*before, *question.messages[:-1], more), "text": None}
     return {"messages": None, "text": STYLES[style].replace("{query}", question.text)}
 

@@ -114,13 +114,18 @@ class _Maker:
                 row, samples, scored
             )
 
+    def _cut(self, *samples: dict[str, Any]) -> dict[str, Any]:
+        """Which completions were cut at their limit, where such are kept: no end belongs after them."""
+        return {} if self.options.drop_truncated else {"truncated": [s["finish"] == "length" for s in samples]}
+
     def _dpo(self, row: dict[str, Any], samples: list[dict[str, Any]], scored: list[float]) -> Iterator[dict[str, Any]]:
         sides = [[n for n, s in enumerate(samples) if s["right"] is right] for right in (True, False)]
         pairs = [(a, b) for a in sides[0] for b in sides[1] if samples[a]["text"] != samples[b]["text"]]
         draw = random.Random(f"{self.options.seed}/{row['id']}/{row['episode']}/{row['state']}")
         for a, b in draw.sample(pairs, min(self.options.pairs_per_state, len(pairs))):
             if scored[a] - scored[b] >= self.options.min_margin:
-                yield {"prompt": row["prompt"], "chosen": samples[a]["text"], "rejected": samples[b]["text"]}
+                said = {"chosen": samples[a]["text"], "rejected": samples[b]["text"]}
+                yield {"prompt": row["prompt"], **said, **self._cut(samples[a], samples[b])}
             else:
                 self.counts["below_margin"] += 1
 
@@ -132,13 +137,15 @@ class _Maker:
                 self.counts["below_margin"] += 1
                 continue
             said = {"advantage": scored[n : n + 2], "response": [s["text"] for s in samples[n : n + 2]]}
+            said |= self._cut(*samples[n : n + 2])
             yield {"query": row["question"], "prompt": row["prefix"], **said, "rendered": row["prompt"]}
         self.counts["unpaired"] += len(samples) % 2
 
     def _group(
         self, row: dict[str, Any], samples: list[dict[str, Any]], scored: list[float]
     ) -> Iterator[dict[str, Any]]:
-        yield {"prompt": row["prompt"], "completions": [s["text"] for s in samples], "advantages": scored}
+        texts = [s["text"] for s in samples]
+        yield {"prompt": row["prompt"], "completions": texts, "advantages": scored, **self._cut(*samples)}
 
     def _sft(self, row: dict[str, Any], samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for text in (s["text"] for s in samples if s["right"]):

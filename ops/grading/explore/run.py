@@ -20,7 +20,7 @@ from ...jobs.samples import shots_of
 from ...writing.session import ChatOptions
 from ...writing.writer import Ask, TooLong, Turn, refuse
 from .completions import Completion, counted, state_row
-from .questions import Old, Question, Questions, asked, check_style, previous, question_of, seed_of_state
+from .questions import OWN, Old, Question, Questions, asked, check_style, previous, question_of, seed_of_state
 from .report import report
 from .states import SPLITS, STEPS, Cut, Units, cuts
 from .values import RULES, THRESHOLD, picked, wanted
@@ -39,7 +39,7 @@ class ExploreOptions:
         root_n: completions of a question; n: of each later state.
         split: tokens, steps or lines; states: parts of --split tokens; step_skip: every so many steps or lines.
         hit: one of RULES; threshold: a value above it is an easy question; solved: one from it on is dropped.
-        prompt_style: template, or one of STYLES.
+        prompt_style: template, bare (without the sentence after the question), or one of STYLES.
         previous: output of the episode before.
         baseline: root: as many tokens again of the bare questions.
     """
@@ -84,7 +84,7 @@ class ExploreOptions:
             if not 0 <= share <= 1:
                 raise QwenchError(f"--{name} is a share from 0 to 1, not {share:g}", code=2)
         check_style(self.prompt_style, None)
-        if self.prompt_style != "template" and (self.shots or self.chat.system is not None):
+        if self.prompt_style not in OWN and (self.shots or self.chat.system is not None):
             raise QwenchError(f"--prompt-style {self.prompt_style} has no place for --shots and --system", code=2)
         if dict(self.chat.sampling).get("temperature") == 0:
             raise QwenchError("at --temperature 0 all completions of a state are one", "give more than 0", code=2)
