@@ -25,8 +25,14 @@ do
         for episode in ${EPISODES:-1 2 3}
         do
             at=$dir/$loss-$episode
+            # The first episode's runs are of one model, whatever the loss.
+            if [ "$episode" = 1 ] && [ $loss = pairs ] && [ ! -f "$at-root.jsonl" ]
+            then
+                cp "$dir/dpo-1-states.jsonl" "$at-states.jsonl"
+                cp "$dir/dpo-1-root.jsonl" "$at-root.jsonl"
+            fi
             [ -f "$at-states.jsonl" ] || $qwench explore run "$dir/questions.jsonl" --model "$states" $how --seed "$seed" \
-                --root-n 8 --n 4 $previous --out "$at-states.jsonl" > "$at-states.txt"
+                --root-n 6 --n 4 --states 4 $previous --out "$at-states.jsonl" > "$at-states.txt"
             samples=$($python "$here/samples.py" "$at-states.jsonl")
             # Nothing but root samples: no row brings a hit, and exit 3 says that there was none.
             [ -f "$at-root.jsonl" ] || $qwench explore run "$dir/questions.jsonl" --model "$root" $how --seed "$episode$seed" \

@@ -1,0 +1,80 @@
+"""pass@1 and pass@8 of all arms over the episodes, with intervals over seeds, as a table and as a picture.
+
+    curve.py FOLDER
+
+Reads FOLDER/SEED/measured.jsonl and the runs beside it; writes FOLDER/curve.png and FOLDER/curve.svg.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from qwench.ops.base.plots import COLORS, INK, figure
+
+#: quantile of Student's t at 97.5 %, by degrees of freedom
+T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+METRICS = ("pass@1", "pass@8")
+
+
+def over_seeds(values: list[float]) -> tuple[float, float]:
+    """(mean, half of the 95 % interval)"""
+    half = T[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return statistics.fmean(values), half
+
+
+def told(values: list[float], form: str = ".3f") -> str:
+    mean, half = over_seeds(values)
+    return f"{mean:{form}} [{mean - half:{form}}, {mean + half:{form}}]"
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+folder = Path(sys.argv[1])
+seeds = sorted(path.parent for path in folder.glob("*/measured.jsonl"))
+found = [{Path(row["model"]).name: row for row in lines(seed / "measured.jsonl")} for seed in seeds]
+arms = [(loss, arm) for loss in ("dpo", "pairs") for arm in ("states", "root")]
+episodes = sorted({int(name.split("-")[1]) for name in found[0] if name != "base"})
+
+
+def values(loss: str, arm: str, episode: int, metric: str) -> list[float]:
+    name = f"{loss}-{episode}-{arm}-model" if episode else "base"
+    return [rows[name][metric] for rows in found]
+
+
+print(f"{len(seeds)} seeds, 95 % intervals over them")
+print(f"{'':14}{'':>8}{'tokens':>9}{'pairs':>7}  " + "".join(f"{metric:24}" for metric in METRICS))
+print(f"{'base':14}{0:>8}{'':>9}{'':>7}  " + "".join(f"{told(values('dpo', 'root', 0, m)):24}" for m in METRICS))
+for loss, arm in arms:
+    for episode in episodes:
+        at = [seed / f"{loss}-{episode}-{arm}" for seed in seeds]
+        tokens = [sum(row["generated_tokens"] for row in lines(p.with_name(f"{p.name}.jsonl"))) for p in at]
+        pairs = [len(lines(p.with_name(f"{p.name}-rows.jsonl"))) for p in at]
+        cells = "".join(f"{told(values(loss, arm, episode, m)):24}" for m in METRICS)
+        counts = f"{statistics.fmean(tokens):>9,.0f}{statistics.fmean(pairs):>7,.0f}"
+        print(f"{loss:6}{arm:8}{episode:>8}{counts}  {cells}".rstrip())
+last = episodes[-1]
+for loss in ("dpo", "pairs"):
+    for metric in METRICS:
+        gap = [a - b for a, b in zip(*(values(loss, arm, last, metric) for arm in ("states", "root")), strict=True)]
+        print(f"{loss}, episode {last}: {metric} from states less from root samples {told(gap, '+.3f')}")
+
+for ending in (".png", ".svg"):
+    with figure(folder / f"curve{ending}", 1, (8.0, 3.4), 2) as axes:
+        for axis, metric in zip(axes, METRICS, strict=True):
+            for n, (loss, arm) in enumerate(arms):
+                points = [over_seeds(values(loss, arm, e, metric)) for e in (0, *episodes)]
+                # Beside each other, so that intervals can be told apart.
+                xs = [e + 0.06 * (n - 1.5) for e in (0, *episodes)]
+                axis.errorbar(
+                    xs, [mean for mean, _ in points], [half for _, half in points], color=COLORS[n // 2],
+                    linestyle="-" if arm == "states" else "--", marker="o" if arm == "states" else "s", markersize=4,
+                    linewidth=1.4, capsize=2, label=f"{loss}, {'states' if arm == 'states' else 'root samples'}",
+                )  # fmt: skip
+            axis.set_xticks([0, *episodes])
+            axis.set_xlabel("episode")
+            axis.set_ylabel(metric)
+        axes[1].legend(frameon=False, labelcolor=INK, fontsize=8)
+print(f"drawn: {folder / 'curve.png'}")
