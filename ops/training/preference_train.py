@@ -40,6 +40,8 @@ METHODS = ("lora", "full")
 #: peak learning rates by method, the paper's for all parameters; betas by loss, the paper's for pairs
 RATES = {"lora": 1e-5, "full": 1e-6}
 BETAS = {"dpo": 0.1, "pairs": 0.01}
+#: of a runtime, what changes the numbers
+NUMBERS = ("device", "dtype")
 CURRENT, REFERENCE = "current", "reference.safetensors"
 CARD, REPORT = "README.md", "explore_train.json"
 
@@ -164,10 +166,11 @@ class PreferenceTraining:
             else:
                 yield event
         folder = RunFolder(self.out, o.force, o.resume)
-        asked = {k: v for k, v in asdict(o).items() if k not in ("out", "resume", "force", "keep_going")}
-        shown = {k: v for k, v in asked.items() if k not in ("runtime", "rows", "model")}
-        shown |= {"rows": pairs.digest, "model": self.base.checkpoint.revision, "ref": self.reference.revision}
-        folder.open([shown, asked["runtime"]], shown)
+        free = ("out", "resume", "force", "keep_going", "runtime")
+        job = {k: v for k, v in asdict(o).items() if k not in free} | {n: getattr(o.runtime, n) for n in NUMBERS}
+        # What they are, wherever they lie.
+        job |= {"rows": pairs.digest, "model": self.base.checkpoint.revision, "ref": self.reference.revision}
+        folder.open(job, job)
         try:
             yield from folder.told()
             yield from self._trained(pairs, folder.path, begun)

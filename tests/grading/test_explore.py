@@ -15,7 +15,7 @@ from qwench.ops.base.errors import QwenchError
 from qwench.ops.base.events import Finished, Produced
 from qwench.ops.base.runtime import Runtime
 from qwench.ops.explore import ExploreOptions, RowsOptions, rows, run
-from qwench.ops.grading.explore.questions import STYLES
+from qwench.ops.grading.explore.questions import SENTENCE, STYLES
 from qwench.ops.writing.local import LocalWriter
 from qwench.ops.writing.session import ChatOptions
 
@@ -145,6 +145,9 @@ def test_bad_questions(folder: Path, tmp_path: Path):
         with pytest.raises(QwenchError, match="start_header_id"):
             explored(stub, folder, tmp_path, "style", QUESTIONS, prompt_style="llama3")
         found, _ = explored(stub, folder, tmp_path, "qwen", QUESTIONS[2:3], prompt_style="qwen")
+        bare, _ = explored(stub, folder, tmp_path, "bare", QUESTIONS[2:3], prompt_style="bare")
+        plain, _ = explored(stub, folder, tmp_path, "plain", QUESTIONS[2:3])
+        assert plain[0]["prompt"].replace(f"\n{SENTENCE}", "") == bare[0]["prompt"] != plain[0]["prompt"]
         assert found[1]["prompt"] == STYLES["qwen"].replace("{query}", "Q2 what is it?") + "a\n"
 
 
@@ -282,8 +285,13 @@ def test_truncated_completions_are_no_rows(folder: Path, tmp_path: Path):
     assert result["verdicts"]["truncated"] == len(cut)
     for drop in (True, False):
         how = RowsOptions(str(tmp_path / "a.jsonl"), form="group", keep="0,1", drop_truncated=drop)
-        texts = [t for e in rows(how) if isinstance(e, Produced) for t in e.row["completions"]]
+        made = [e.row for e in rows(how) if isinstance(e, Produced)]
+        texts = [t for row in made for t in row["completions"]]
         assert any(t in {s["text"] for s in cut} for t in texts) is not drop
+        # Rows with such completions say so: no end of turn belongs after them.
+        said = [dict(zip(row["completions"], row.get("truncated", ()), strict=False)) for row in made]
+        assert all(is_cut is (text in {s["text"] for s in cut}) for one in said for text, is_cut in one.items())
+        assert any(any(one.values()) for one in said) is not drop
 
 
 def test_the_same_after_a_kill(folder: Path, tmp_path: Path, qwench: Any):
