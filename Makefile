@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := .venv/.demo-weights
 
-.PHONY: venv test demo demo-reward lint docs bench clean
+.PHONY: venv test demo demo-reward demo-explore lint docs bench clean
 
 venv: $(STAMP)
 
@@ -24,6 +24,10 @@ demo: $(DEMO)
 # A reward model over SmolLM2 from docstrings, measured on held-out modules.
 demo-reward: $(DEMO)
 	@sh examples/reward-docstrings/run.sh $(BIN)/qwench $(BIN)/python
+
+# SmolLM2 on arithmetic: values of states, and rows to train on.
+demo-explore: $(DEMO)
+	@sh examples/explore-arithmetic/run.sh $(BIN)/qwench $(BIN)/python
 
 test: $(DEMO)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

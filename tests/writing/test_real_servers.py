@@ -79,6 +79,44 @@ def test_llama_cpp_python(tmp_path: Path) -> None:
             assert turn.closed_by in ("budget", "model") and turn.thinking_tokens <= 8 and turn.answer
 
 
+@pytest.mark.skipif(not (find_spec("llama_cpp") and find_spec("uvicorn")), reason="no llama-cpp-python[server]")
+def test_values_of_states_on_llama_cpp_python(tmp_path: Path) -> None:
+    """The same prefixes gone on with there and here: values whose intervals meet."""
+    from qwench.ops.base.events import Finished
+    from qwench.ops.explore import ExploreOptions, run
+    from qwench.ops.jobs.job import JobOptions
+    from qwench.ops.writing.session import ChatOptions
+
+    questions = tmp_path / "q.jsonl"
+    hits = (("21 + 35", "56", "21 + 35 = 56. The answer is 56."), ("64 + 27", "91", "64 + 27 = 81. The answer is 81."))
+    rows = [{"id": q, "question": f"What is {q}?", "answer": a, "hit": hit} for q, a, hit in hits]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def values(name: str, model: str, runtime: Runtime) -> dict[tuple[str, int], dict]:
+        out = tmp_path / f"{name}.jsonl"
+        options = ExploreOptions(
+            *(8, 8),
+            states=3,
+            hit="given",
+            prompt_style="bare",
+            chat=ChatOptions(model, max_tokens=24, seed=1, slots=8, runtime=runtime),
+            job=JobOptions(str(questions), str(out)),
+        )
+        assert [e for e in run(options) if isinstance(e, Finished)][-1].result["failed"] == 0
+        return {(r["id"], r["state"]): r for r in map(json.loads, out.read_text().splitlines())}
+
+    path = str(resolve("smollm2").path)
+    command = (sys.executable, "-m", "llama_cpp.server", "--model", path, "--n_ctx", "1024")
+    with running(*command, "--interrupt_requests", "false", "--flash_attn", "true") as address:
+        there = values("there", "", Runtime(engine=address, tokenizer="smollm2", concurrency=1))
+    here = values("here", "smollm2", Runtime(device="cpu", engine="torch"))
+    assert set(there) == set(here) and len(here) == 6
+    for key, row in here.items():
+        other = there[key]
+        assert other["prompt"] == row["prompt"] and other["prefix"] == row["prefix"]
+        assert row["low"] <= other["high"] and other["low"] <= row["high"], key
+
+
 @pytest.mark.skipif(not (find_spec("fastapi") and find_spec("uvicorn")), reason="no transformers[serving]")
 def test_transformers_serve(qwench, tmp_path: Path) -> None:
     model = str(causal(tmp_path / "model", "qwen3"))
