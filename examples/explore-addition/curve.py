@@ -36,7 +36,12 @@ folder = Path(sys.argv[1])
 seeds = sorted(path.parent for path in folder.glob("*/measured.jsonl"))
 found = [{Path(row["model"]).name: row for row in lines(seed / "measured.jsonl")} for seed in seeds]
 arms = [(loss, arm) for loss in ("dpo", "pairs") for arm in ("states", "root")]
-episodes = sorted({int(name.split("-")[1]) for name in found[0] if name != "base"})
+
+
+def episodes(loss: str, arm: str) -> list[int]:
+    """Those that all seeds have."""
+    name = f"{loss}-%d-{arm}-model"
+    return [n for n in range(1, 100) if all(name % n in rows for rows in found)]
 
 
 def values(loss: str, arm: str, episode: int, metric: str) -> list[float]:
@@ -48,15 +53,15 @@ print(f"{len(seeds)} seeds, 95 % intervals over them")
 print(f"{'':14}{'':>8}{'tokens':>9}{'pairs':>7}  " + "".join(f"{metric:24}" for metric in METRICS))
 print(f"{'base':14}{0:>8}{'':>9}{'':>7}  " + "".join(f"{told(values('dpo', 'root', 0, m)):24}" for m in METRICS))
 for loss, arm in arms:
-    for episode in episodes:
+    for episode in episodes(loss, arm):
         at = [seed / f"{loss}-{episode}-{arm}" for seed in seeds]
         tokens = [sum(row["generated_tokens"] for row in lines(p.with_name(f"{p.name}.jsonl"))) for p in at]
         pairs = [len(lines(p.with_name(f"{p.name}-rows.jsonl"))) for p in at]
         cells = "".join(f"{told(values(loss, arm, episode, m)):24}" for m in METRICS)
         counts = f"{statistics.fmean(tokens):>9,.0f}{statistics.fmean(pairs):>7,.0f}"
         print(f"{loss:6}{arm:8}{episode:>8}{counts}  {cells}".rstrip())
-last = episodes[-1]
 for loss in ("dpo", "pairs"):
+    last = min(len(episodes(loss, arm)) for arm in ("states", "root"))
     for metric in METRICS:
         gap = [a - b for a, b in zip(*(values(loss, arm, last, metric) for arm in ("states", "root")), strict=True)]
         print(f"{loss}, episode {last}: {metric} from states less from root samples {told(gap, '+.3f')}")
@@ -65,15 +70,15 @@ for ending in (".png", ".svg"):
     with figure(folder / f"curve{ending}", 1, (8.0, 3.4), 2) as axes:
         for axis, metric in zip(axes, METRICS, strict=True):
             for n, (loss, arm) in enumerate(arms):
-                points = [over_seeds(values(loss, arm, e, metric)) for e in (0, *episodes)]
+                points = [over_seeds(values(loss, arm, e, metric)) for e in (0, *episodes(loss, arm))]
                 # Beside each other, so that intervals can be told apart.
-                xs = [e + 0.06 * (n - 1.5) for e in (0, *episodes)]
+                xs = [e + 0.06 * (n - 1.5) for e in range(len(points))]
                 axis.errorbar(
                     xs, [mean for mean, _ in points], [half for _, half in points], color=COLORS[n // 2],
                     linestyle="-" if arm == "states" else "--", marker="o" if arm == "states" else "s", markersize=4,
                     linewidth=1.4, capsize=2, label=f"{loss}, {'states' if arm == 'states' else 'root samples'}",
                 )  # fmt: skip
-            axis.set_xticks([0, *episodes])
+            axis.set_xticks(range(1 + max(len(episodes(*arm)) for arm in arms)))
             axis.set_xlabel("episode")
             axis.set_ylabel(metric)
         axes[1].legend(frameon=False, labelcolor=INK, fontsize=8)
