@@ -53,6 +53,7 @@ do
             models="$models $states $root"
         done
     done
-    [ -f "$dir/measured.jsonl" ] || $python "$here/evaluate.py" "$seed" $models > "$dir/measured.jsonl"
+    [ -f "$dir/measured.jsonl" ] || $python "$here/evaluate.py" "$seed" $models > "$dir/measured.part"
+    [ -f "$dir/measured.jsonl" ] || mv "$dir/measured.part" "$dir/measured.jsonl"
 done
 $python "$here/curve.py" "$out"
