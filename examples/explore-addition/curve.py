@@ -1,4 +1,4 @@
-"""pass@1 and pass@8 of all arms over the episodes, with intervals over seeds, as a table and as a picture.
+"""pass@1 and pass@8 of all arms over the episodes, as gains over each seed's own base, as a table and as a picture.
 
     curve.py FOLDER
 
@@ -49,15 +49,26 @@ def values(loss: str, arm: str, episode: int, metric: str) -> list[float]:
     return [rows[name][metric] for rows in found]
 
 
-print(f"{len(seeds)} seeds, 95 % intervals over them")
-print(f"{'':14}{'':>8}{'tokens':>9}{'pairs':>7}  " + "".join(f"{metric:24}" for metric in METRICS))
-print(f"{'base':14}{0:>8}{'':>9}{'':>7}  " + "".join(f"{told(values('dpo', 'root', 0, m)):24}" for m in METRICS))
+def gains(loss: str, arm: str, episode: int, metric: str) -> list[float]:
+    """Of every seed over its own base."""
+    both = zip(values(loss, arm, episode, metric), values(loss, arm, 0, metric), strict=True)
+    return [after - before for after, before in both]
+
+
+def cell(loss: str, arm: str, episode: int, metric: str) -> str:
+    mean = f"{over_seeds(values(loss, arm, episode, metric))[0]:.3f}"
+    return f"{mean} {told(gains(loss, arm, episode, metric), '+.3f')}" if episode else mean
+
+
+print(f"{len(seeds)} seeds; gains over each seed's base with 95 % intervals over seeds")
+print(f"{'':14}{'':>8}{'tokens':>9}{'pairs':>7}  " + "".join(f"{metric:32}" for metric in METRICS).rstrip())
+print(f"{'base':14}{0:>8}{'':>9}{'':>7}  " + "".join(f"{cell('dpo', 'root', 0, m):32}" for m in METRICS).rstrip())
 for loss, arm in arms:
     for episode in episodes(loss, arm):
         at = [seed / f"{loss}-{episode}-{arm}" for seed in seeds]
         tokens = [sum(row["generated_tokens"] for row in lines(p.with_name(f"{p.name}.jsonl"))) for p in at]
         pairs = [len(lines(p.with_name(f"{p.name}-rows.jsonl"))) for p in at]
-        cells = "".join(f"{told(values(loss, arm, episode, m)):24}" for m in METRICS)
+        cells = "".join(f"{cell(loss, arm, episode, m):32}" for m in METRICS)
         counts = f"{statistics.fmean(tokens):>9,.0f}{statistics.fmean(pairs):>7,.0f}"
         print(f"{loss:6}{arm:8}{episode:>8}{counts}  {cells}".rstrip())
 for loss in ("dpo", "pairs"):
@@ -70,7 +81,7 @@ for ending in (".png", ".svg"):
     with figure(folder / f"curve{ending}", 1, (8.0, 3.4), 2) as axes:
         for axis, metric in zip(axes, METRICS, strict=True):
             for n, (loss, arm) in enumerate(arms):
-                points = [over_seeds(values(loss, arm, e, metric)) for e in (0, *episodes(loss, arm))]
+                points = [over_seeds(gains(loss, arm, e, metric)) for e in (0, *episodes(loss, arm))]
                 # Beside each other, so that intervals can be told apart.
                 xs = [e + 0.06 * (n - 1.5) for e in range(len(points))]
                 axis.errorbar(
@@ -80,6 +91,6 @@ for ending in (".png", ".svg"):
                 )  # fmt: skip
             axis.set_xticks(range(1 + max(len(episodes(*arm)) for arm in arms)))
             axis.set_xlabel("episode")
-            axis.set_ylabel(metric)
-        axes[1].legend(frameon=False, labelcolor=INK, fontsize=8)
+            axis.set_ylabel(f"gain in {metric}")
+        axes[0].legend(frameon=False, labelcolor=INK, fontsize=8, loc="upper left")
 print(f"drawn: {folder / 'curve.png'}")

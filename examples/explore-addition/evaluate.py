@@ -28,8 +28,9 @@ def measured(folder: str, questions: list[tuple[int, int]], seed: int) -> dict:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     prompts = torch.tensor([[CHARS.index(c) for c in f"{a}+{b}>"] for a, b in questions])
     torch.manual_seed(seed)
+    prompts = prompts.repeat_interleave(SAMPLES, 0)
     ids = model.generate(
-        prompts.repeat_interleave(SAMPLES, 0), do_sample=True, temperature=0.8, top_p=0.95, top_k=0,
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=0.8, top_p=0.95, top_k=0,
         max_new_tokens=MOST, pad_token_id=len(CHARS),
     )  # fmt: skip
     texts = ["".join(CHARS[i] for i in row if i < len(CHARS)) for row in ids[:, prompts.shape[1] :].tolist()]
