@@ -87,7 +87,7 @@ COMMANDS = (
 #: what --help says of a group of commands, by its name
 GROUPS: dict[str, str] = {
     "reward": "Reward models: scored, measured, trained.",
-    "explore": "Hit-guided exploration after MARGE: completions, rows, training.",
+    "explore": "MARGE: explore from hits, make rows, train.",
     "polymath": "Maths in 18 languages: ask, score, show the prompts.",
     "reliability": "How far sampled answers can be believed.",
     "mtr": "Forty games of many turns: made, played, scored.",
