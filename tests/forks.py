@@ -12,18 +12,17 @@ import signal
 import socket
 import sys
 
-#: what no process reads before `qwench` is imported
-FREE = ("QWENCH", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM", "PAGER", "EDITOR", "PYTEST_", "PWD", "THP_")
-FREE += ("TORCHINDUCTOR_",)
+#: what the libraries below read when they are imported: a process with other values cannot be a fork
+READ = ("OMP_", "MKL_", "OPENBLAS_", "GOMP_", "TORCH_", "PYTORCH_", "ATEN_", "TRITON_", "CUDA_", "ARROW_", "MALLOC_")
+READ += ("PYTHON", "LANG", "LC_", "LD_", "TZ")
 HEAVY = (
     "torch", "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "pyarrow.compute", "pydantic", "typer", "jinja2",
     "safetensors.torch", "tokenizers", "lance_namespace", "rich.console", "rich.progress",
 )  # fmt: skip
 
 
-def plain(env: dict[str, str]) -> dict[str, str]:
-    """What the libraries may have read when they were imported: a process that differs here cannot be a fork."""
-    return {k: v for k, v in env.items() if not k.startswith(FREE)}
+def read(env: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in env.items() if k.startswith(READ)}
 
 
 class Forks:
@@ -32,7 +31,7 @@ class Forks:
     def __init__(self, folder: str) -> None:
         import subprocess
 
-        self.env = plain(dict(os.environ))
+        self.env = read(dict(os.environ))
         self.path = os.path.join(folder, "forks")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(self.path)
@@ -44,7 +43,7 @@ class Forks:
 
     def command(self, args: list[str], env: dict[str, str]) -> list[str]:
         """The command line that does what `python -m qwench.cli.main ARGS` does."""
-        if plain(env) != self.env:
+        if read(env) != self.env:
             return [sys.executable, "-m", "qwench.cli.main", *args]
         return [*self.asking(), *args]
 

@@ -159,7 +159,7 @@ def test_decoder_families_equal_transformers(tmp_path: Path, kind: str) -> None:
 
 
 def test_int8_stays_near_float32() -> None:
-    texts = tiny.real_texts(20)
+    texts = tiny.real_texts(6)
     rounded = embedder(tiny.minilm(), Runtime(device="cpu", quantize="int8"))
     near = cosine(documents(rounded, texts), documents(embedder(tiny.minilm()), texts))
     assert 0.99 <= near.min() < 0.9999999
