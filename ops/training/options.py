@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,33 @@ class TrainOptions:
     device: str = "cpu"
     threads: int = 0
     weight_decay: float = 0.0
+
+    @classmethod
+    def of_epochs(cls, chosen: Any, count: int, *, epochs: int, batch: int, lr: float, **where: Any) -> TrainOptions:
+        """For `count` rows `epochs` times over; the least steps that see them all.
+
+        Args:
+            chosen: what the verb was told: grad_accum, schedule, warmup (a share), seed and the like.
+            where: device, autocast, threads.
+        """
+        an_epoch = math.ceil(count / (batch * chosen.grad_accum * int(os.environ.get("WORLD_SIZE", "1"))))
+        steps = max(an_epoch * epochs, 1)
+        return cls(
+            steps=steps,
+            batch=batch,
+            grad_accum=chosen.grad_accum,
+            lr=lr,
+            schedule=chosen.schedule,
+            warmup=round(steps * chosen.warmup),
+            save_every=max(steps // 10, 1),
+            eval_every=max(an_epoch // 2, 1),
+            log_every=max(steps // 100, 1),
+            checkpointing=chosen.gradient_checkpointing,
+            frozen=False,
+            seed=chosen.seed,
+            weight_decay=chosen.weight_decay,
+            **where,
+        )
 
 
 @dataclass(frozen=True, slots=True)

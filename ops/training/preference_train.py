@@ -239,25 +239,9 @@ class PreferenceTraining:
 
     def _options(self, count: int, device: str, numbers: str, threads: int) -> TrainOptions:
         o = self.o
-        an_epoch = math.ceil(count / (o.batch * o.grad_accum * int(os.environ.get("WORLD_SIZE", "1"))))
-        steps = an_epoch * o.epochs
-        return TrainOptions(
-            steps=steps,
-            batch=o.batch,
-            grad_accum=o.grad_accum,
-            lr=o.rate,
-            schedule=o.schedule,
-            warmup=round(steps * o.warmup),
-            save_every=max(steps // 10, 1),
-            log_every=max(steps // 100, 1),
-            autocast=numbers == "bfloat16",
-            checkpointing=o.gradient_checkpointing,
-            frozen=False,
-            seed=o.seed,
-            device=device.partition(":")[0],
-            threads=threads,
-            weight_decay=o.weight_decay,
-        )
+        where = {"device": device.partition(":")[0], "autocast": numbers == "bfloat16", "threads": threads}
+        made = TrainOptions.of_epochs(o, count, epochs=o.epochs, batch=o.batch, lr=o.rate, **where)
+        return replace(made, eval_every=0)
 
     def _report(self, pairs: Pairs, steps: int, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
         o = self.o

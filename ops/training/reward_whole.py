@@ -144,29 +144,10 @@ def _module(run: RewardTraining, numbers: str, device: str) -> Any:
 
 
 def _options(run: RewardTraining, count: int, device: str, numbers: str, threads: int) -> TrainOptions:
-    import os
-
     o = run.o
-    an_epoch = math.ceil(count / (o.value("batch") * o.grad_accum * int(os.environ.get("WORLD_SIZE", "1"))))
-    steps = max(an_epoch * o.value("epochs"), 1)
-    return TrainOptions(
-        steps=steps,
-        batch=o.value("batch"),
-        grad_accum=o.grad_accum,
-        lr=o.value("lr"),
-        schedule=o.schedule,
-        warmup=round(steps * o.warmup),
-        save_every=max(steps // 10, 1),
-        eval_every=max(an_epoch // 2, 1),
-        log_every=max(steps // 100, 1),
-        autocast=numbers == "bfloat16",
-        checkpointing=o.gradient_checkpointing,
-        frozen=False,
-        seed=o.seed,
-        device=device.partition(":")[0],
-        threads=threads,
-        weight_decay=o.weight_decay,
-    )
+    where = {"device": device.partition(":")[0], "autocast": numbers == "bfloat16", "threads": threads}
+    epochs, batch, lr = (o.value(name) for name in ("epochs", "batch", "lr"))
+    return TrainOptions.of_epochs(o, count, epochs=epochs, batch=batch, lr=lr, **where)
 
 
 class _Best:
