@@ -159,7 +159,11 @@ def test_packs_are_what_they_are_in_eager_kernels(causal: bool, prefixed: bool) 
     assert empty.shape == (0, 64)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "qwen3 headwise", "qwen3 elementwise", "qwen3 streams"])
+@pytest.mark.parametrize(
+    "kind",
+    ["qwen2", "qwen3 elementwise", "qwen3 streams"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen3", "qwen3 headwise")],
+)
 def test_engines_say_what_they_say_with_eager_kernels(kind: str, tmp_path: Path) -> None:
     """Prompts together, goings-on of several tokens beside single ones, and a prefix that is reused."""
     name, _, extra = kind.partition(" ")

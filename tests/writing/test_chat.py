@@ -99,13 +99,14 @@ def greedy_of(folder: Path, prompts: list[list[int]], count: int, **load: object
 def test_greedy_tokens_equal_transformers(models, kind: str) -> None:
     folder = models(kind)
     prompts = [list(range(100, 100 + n)) for n in (5, 40, 17)]
-    wanted = greedy_of(folder, prompts, 200)
+    count = 200 if kind == "qwen3" else 80
+    wanted = greedy_of(folder, prompts, count)
     single = generator(folder)
     batched = generator(folder, slots=2)
     # Two slots for three prompts: the third joins while another decodes.
-    turns = answers(batched.run(Request(i, p, 200, sampling=GREEDY) for i, p in enumerate(prompts)))
+    turns = answers(batched.run(Request(i, p, count, sampling=GREEDY) for i, p in enumerate(prompts)))
     for i, prompt in enumerate(prompts):
-        alone = answers(single.run([Request(i, prompt, 200, sampling=GREEDY)]))[i]
+        alone = answers(single.run([Request(i, prompt, count, sampling=GREEDY)]))[i]
         assert alone.generated == wanted[i]
         assert turns[i].generated == wanted[i]
 
@@ -144,14 +145,13 @@ def test_think_stop_is_the_published_ids() -> None:
     assert THINK_STOP.endswith("</think>\n\n")
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "qwen3_moe"])
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(("kind", "slots"), [("qwen3", 1), ("qwen3", 3), ("qwen3_moe", 3)])
 @pytest.mark.parametrize("stop", ["hard", "sentence"])
 def test_budget_properties(models, kind: str, slots: int, stop: str) -> None:
     run = generator(models(kind), slots)
     requests = [
         Request((n, seed), [151644, 872, 198, 50 + seed], 9, n, n != 0, stop, Sampling(temperature=1.0), seed)
-        for n in (0, 1, 2, 7, 64, -1)
+        for n in (0, 1, 2, 7, 64, *([-1] if kind == "qwen3" else []))
         for seed in range(3 if n >= 0 else 1)  # without a limit the whole context is filled
     ]
     turns = answers(run.run(requests))
