@@ -161,13 +161,13 @@ def _rope_settings(rope: Account, arch: str, notes: list[str]) -> dict[str, Any]
     """
     scaling = rope.get("rope_type") or rope.get("type") or "default"
     rope.read |= {"type", "rope_theta"}
-    divisors = scaling == "llama3" and arch == "llama"
-    for key in ("factor", *USUAL) if divisors else ():
-        rope.need(key)
-    if scaling not in ("default", "yarn", "linear") and not divisors:
-        raise QwenchError(f"rope scaling `{scaling}` cannot be written to GGUF here", "keep it in safetensors")
     found: dict[str, Any] = {}
-    if scaling != "default" and not divisors:
+    if scaling == "llama3" and arch == "llama":
+        for key in ("factor", *USUAL):
+            rope.need(key)
+    elif scaling not in ("default", "yarn", "linear"):
+        raise QwenchError(f"rope scaling `{scaling}` cannot be written to GGUF here", "keep it in safetensors")
+    elif scaling != "default":
         factor = float(rope.need("factor"))
         found |= {"rope.scaling.type": scaling, "rope.scaling.factor": factor}
         if original := rope.get("original_max_position_embeddings"):

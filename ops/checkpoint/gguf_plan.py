@@ -80,9 +80,7 @@ def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file
         _output(name, [parts[i] for i in sorted(parts)], "_exps." in name, dtype, plan.notes, _heads(arch, name, heads))
         for name, parts in stacks.items()
     ]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if (rope.get("rope_type") or rope.get("type")) == "llama3":
-        plan.outputs.append(_divisors(rope, said, arch))
+    plan.outputs += _divisors(config, said, arch)
     said |= {
         "general.type": "model",
         "general.name": source.path.resolve().stem if source.path.is_file() else source.path.resolve().name,
@@ -111,11 +109,14 @@ def to_gguf(source: Source, config: dict[str, Any], plan: Plan, dtype: str, file
     plan.shards = [Shard(file, plan.outputs, said)]
 
 
-def _divisors(rope: dict[str, Any], said: dict[str, Any], arch: str) -> Output:
-    """Llama 3's rotary scaling as the tensor that llama.cpp reads."""
+def _divisors(config: dict[str, Any], said: dict[str, Any], arch: str) -> list[Output]:
+    """Llama 3's rotary scaling as the tensor that llama.cpp reads; nothing for another one."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type")) != "llama3":
+        return []
     made = factors(rope, said[f"{arch}.rope.dimension_count"], said[f"{arch}.rope.freq_base"])
     words = "made of the rope scaling of config.json"
-    return Output(DIVISORS, tuple(made.shape), "float32", (), words, lambda losses: iter([made]))
+    return [Output(DIVISORS, tuple(made.shape), "float32", (), words, lambda losses: iter([made]))]
 
 
 def _file_type(outputs: list[Output]) -> int | None:

@@ -71,12 +71,13 @@ class Matrix:
             values -= self._spread(load, self._zeros(load, first, last))
         elif self.bits:
             values -= 1 << (self.bits - 1)
-        table = as_scale(load(self.parts["scale"]))
+        table = load(self.parts["scale"])
         if table.numel() > 1:
             down = -(-self.height // self.block[0])
             table = table.reshape(self.count // self.height * down, -1)
+            # Of the rows alone that are asked for: a large matrix is made in many pieces.
             table = table[index // self.height * down + index % self.height // self.block[0]]
-        values *= self._spread(load, table)
+        values *= self._spread(load, as_scale(table))
         if "factor" in self.parts:
             values *= load(self.parts["factor"]).float()
         if "divisor" in self.parts:
@@ -87,7 +88,9 @@ class Matrix:
         zero = load(self.parts["zero"])
         if self.bits:
             # Packed along the rows: a word holds the zeros of some rows, for one group.
-            return unpacked(zero.T, self.bits).T[first:last].float()
+            per = 32 // self.bits
+            words, skipped = zero[first // per : -(-last // per)], first % per
+            return unpacked(words.T, self.bits).T[skipped : skipped + last - first].float()
         return zero.float() if zero.numel() == 1 else zero.reshape(self.count, -1)[first:last].float()
 
     def _spread(self, load: Load, table: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ...checkpoint.gguf_blocks import Blocks
 from ...checkpoint.gguf_reader import IN_BLOCKS, GgufReader
 from ...checkpoint.reader import Reader, Source
 from ...checkpoint.unquantised import Unquantised
-from ..device import DTYPES, pick_dtype
+from ..device import pick_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -61,8 +61,7 @@ class Weights:
 
     def numbers(self, dtype: str, device: str) -> Choice:
         """`pick_dtype` for these weights, and what they were dequantised from."""
-        stored = self.stored_dtype
-        chosen = pick_dtype(dtype, device, stored if stored in DTYPES else "float32")
+        chosen = pick_dtype(dtype, device, self.stored_dtype)
         return Choice(chosen.value, chosen.reason + self.dequantised)
 
     @property
